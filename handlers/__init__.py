@@ -1,0 +1,1 @@
+"""What a task does: render, train, ingest."""

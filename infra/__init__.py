@@ -1,0 +1,1 @@
+"""Where it runs: Modal, its images, volumes and doors."""

@@ -1,0 +1,1 @@
+"""The machine: from a dropped job to a standing manifest."""

@@ -1,0 +1,1 @@
+"""Data: ready workflows, training presets, example drops."""

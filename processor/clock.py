@@ -1,0 +1,74 @@
+"""Time, injected. Protocol time is the store's, so that hosts with wrong clocks agree."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """A source of time. `now` is aware UTC; `monotonic` never goes back."""
+
+    def now(self) -> datetime: ...
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """This machine's clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class StoreClock:
+    """The store's Date plus this machine's monotonic time since it was read.
+
+    Two hosts that disagree by minutes still agree on when a lease ends, because both
+    count from the same store's clock. Until the first `sync` it is the base clock.
+    Thread-safe.
+    """
+
+    def __init__(self, base: Clock) -> None:
+        self._base = base
+        self._lock = threading.Lock()
+        self._anchor: tuple[datetime, float] | None = None
+
+    def sync(self, store_date: datetime, *, sent_at: float) -> None:
+        """Anchor to the Date of a reply whose request was sent at monotonic `sent_at`.
+
+        Anchoring at the sending, not the receipt, errs towards a late `now`: a lease
+        seems to end a round trip early to its holder, never late.
+        """
+        with self._lock:
+            self._anchor = (store_date, sent_at)
+
+    @property
+    def skew_s(self) -> float | None:
+        """How far the base clock runs ahead of the store's; None before the first sync."""
+        if self._anchor is None:
+            return None
+        return (self._base.now() - self.now()).total_seconds()
+
+    def now(self) -> datetime:
+        anchor = self._anchor
+        if anchor is None:
+            return self._base.now()
+        date, at = anchor
+        return date + timedelta(seconds=self._base.monotonic() - at)
+
+    def monotonic(self) -> float:
+        return self._base.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._base.sleep(seconds)

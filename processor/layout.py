@@ -1,0 +1,110 @@
+"""Where everything lies in the bucket, and how a drop gets its job id.
+
+All keys are relative to the one configurable root prefix; the store adds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from processor.records import Outcome
+
+INBOX = "inbox/"
+JOBS = "inbox/jobs/"
+EMITTED = "inbox/jobs/emitted/"
+NIGHTLY = "inbox/nightly/"
+RECURRING = "inbox/recurring/"
+DATASETS_INBOX = "inbox/datasets/"
+CONTROL = "inbox/control/"
+PAUSED = "inbox/control/paused"
+CANCEL = "inbox/control/cancel/"
+
+WORKFLOWS = "comfy_workflows/"
+COMFY_MODELS = "comfy_models/"
+BASE_MODELS = "models/"
+DATASETS = "datasets/"
+OUTPUTS = "comfy_outputs/"
+STATE = "state/"
+AUTHORITY = "state/authority.json"
+OBJECT_INFO = "state/object_info.json"
+DONE = "done/"
+FAILED = "failed/"
+
+_SLUG_MAX = 40
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}-[0-9a-f]{16}")
+
+
+def slug(text: str) -> str:
+    """Readable ASCII for a key or id: lower case letters, digits and single hyphens."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_MAX].strip("-") or "job"
+
+
+def job_id(key: str, version: str) -> str:
+    """The id of the job that a drop is: a slug of its name and a hash of key and version."""
+    digest = hashlib.sha256(f"{key}\0{version}".encode()).hexdigest()[:16]
+    return f"{slug(PurePosixPath(key).stem)}-{digest}"
+
+
+def emitted_job_id(parent: str, name: str) -> str:
+    """The id of what the machine itself drops: without a version, so emitting twice is one job."""
+    digest = hashlib.sha256(f"emitted\0{parent}\0{name}".encode()).hexdigest()[:16]
+    return f"{slug(name)}-{digest}"
+
+
+def is_job_id(text: str) -> bool:
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def emitted_key(job: str) -> str:
+    return f"{EMITTED}{job}.json"
+
+
+def manifest_key(job: str) -> str:
+    return f"{OUTPUTS}{job}/manifest.json"
+
+
+def gallery_key(job: str) -> str:
+    return f"{OUTPUTS}{job}/index.html"
+
+
+def job_prefix(job: str) -> str:
+    return f"{OUTPUTS}{job}/"
+
+
+def attempt_prefix(job: str, attempt: str) -> str:
+    return f"{OUTPUTS}{job}/{attempt}/"
+
+
+def attempt_key(job: str, attempt: str) -> str:
+    return f"{OUTPUTS}{job}/{attempt}/attempt.json"
+
+
+def candidate_key(job: str, attempt: str) -> str:
+    return f"{OUTPUTS}{job}/{attempt}/manifest.json"
+
+
+def engine_log_key(job: str, attempt: str) -> str:
+    return f"{OUTPUTS}{job}/{attempt}/engine.log"
+
+
+def execution_prefix(job: str, attempt: str, index: int, execution: str) -> str:
+    """Where one execution of task `index` writes; no two executions share it."""
+    return f"{OUTPUTS}{job}/{attempt}/{index:05d}-{execution}/"
+
+
+def result_key(job: str, attempt: str, index: int, execution: str) -> str:
+    return execution_prefix(job, attempt, index, execution) + "result.json"
+
+
+def cancel_key(job: str) -> str:
+    return CANCEL + job
+
+
+def settled_prefix(outcome: Outcome, finished_at: datetime, job: str) -> str:
+    """Where the drop goes: `done/` or `failed/`, the (UTC) day it finished, the job."""
+    return f"{outcome.settles_in}/{finished_at:%Y-%m-%d}/{job}/"

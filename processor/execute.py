@@ -1,0 +1,222 @@
+"""One execution of one task, wherever it runs: run it, upload what it made, say how it went.
+
+This is the one place that turns an exception of a task into a recorded result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from processor.errors import ErrorKind, StoreError
+from processor.handler import Handler, LocalFile, Progress, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.layout import execution_prefix, result_key
+from processor.models import Scalar
+from processor.records import ErrorReport, OutputFile, TaskResult, dump
+from processor.report import error_report
+from processor.store import Store
+
+log = structlog.get_logger(__name__)
+
+_SMALL_BYTES = 8 * 1024 * 1024
+"""Files up to this size are read once, for hash and upload alike; larger ones are streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A finished execution, as it travels back to the dispatcher."""
+
+    result: TaskResult
+    log: str = ""
+    engine: dict[str, Scalar] = field(default_factory=dict)
+
+
+def execute(
+    handler: Handler,
+    work: Work,
+    stores: Stores,
+    *,
+    stop: Stop,
+    watchdog: Watchdog,
+    progress: Callable[[Progress], None],
+    work_dir: Path,
+    gpu: str | None,
+    usd_per_s: float,
+) -> Execution:
+    """Run one task to a result. Never raises: a failure is a result, too.
+
+    Files go up first, `result.json` last, all under a tag of this execution's own, so
+    that a duplicate of it (a preempted input that runs twice) shares no key with it.
+
+    Cost: 1 request per file and 1; a transient failure writes nothing.
+    """
+    tag = secrets.token_hex(4)
+    started_at, began = datetime.now(UTC), time.monotonic()
+    output = TaskOutput(files=[], seconds=0.0)
+    files: list[OutputFile] = []
+    error: ErrorReport | None = None
+    workdir = Path(tempfile.mkdtemp(prefix=f"{work.task.index:05d}-", dir=_made(work_dir)))
+    try:
+        with watchdog.limit(stop, work.timeout_s):
+            stop.check()
+            deadline = began + work.timeout_s
+            output = handler.run(work, TaskContext(workdir, stores, stop, deadline, progress))
+        prefix = execution_prefix(work.job_id, work.attempt, work.task.index, tag)
+        files = [upload(stores.main, prefix, file) for file in output.files]
+    except Exception as failure:
+        error = error_report(failure)
+        if error.kind is ErrorKind.INTERNAL:
+            log.exception("task.defect", job_id=work.job_id, task=work.task.index)
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+    seconds = output.seconds if error is None else time.monotonic() - began
+    result = TaskResult(
+        index=work.task.index,
+        hash=work.task.hash,
+        status="done" if error is None else "failed",
+        files=files,
+        params=work.task.params,
+        seed=work.task.seed,
+        error=error,
+        attempt=work.attempt,
+        execution=tag,
+        tries=work.tries,
+        started_at=started_at,
+        seconds=round(seconds, 3),
+        gpu=work.gpu or gpu,
+        cost_usd=round((time.monotonic() - began) * usd_per_s, 6),
+        data=output.data,
+    )
+    return Execution(_recorded(stores.main, work, result), output.log, output.engine)
+
+
+def upload(store: Store, prefix: str, file: LocalFile) -> OutputFile:
+    """Put one output under its execution's prefix. Cost: 1 request."""
+    size_bytes = file.path.stat().st_size
+    if size_bytes <= _SMALL_BYTES:
+        data: bytes | Path = file.path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else ""
+    else:
+        data = file.path
+        with file.path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    key = prefix + file.name
+    store.put(key, data, media_type=file.media_type)
+    width, height = _dimensions(file)
+    return OutputFile(
+        key=key,
+        name=file.name,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        media_type=file.media_type,
+        node=file.node,
+        width=width,
+        height=height,
+    )
+
+
+class Watchdog:
+    """Sets the stop of whatever runs past its deadline. One thread for all."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Stop]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def limit(self, stop: Stop, timeout_s: float) -> Iterator[None]:
+        """While inside, `stop` is set with TIMED_OUT after `timeout_s`."""
+        entry = (time.monotonic() + timeout_s, next(self._order), stop)
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+            heapq.heappush(self._heap, entry)
+            if self._heap[0] is entry:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._heap.remove(entry)
+                heapq.heapify(self._heap)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._closed:
+                if not self._heap:
+                    self._changed.wait()
+                    continue
+                deadline, _, stop = self._heap[0]
+                left_s = deadline - time.monotonic()
+                if left_s > 0:
+                    self._changed.wait(left_s)
+                    continue
+                stop.set(ErrorKind.TIMED_OUT)
+                # The entry is removed by its owner; until then look again only now and then.
+                self._changed.wait(1.0)
+
+
+def _recorded(store: Store, work: Work, result: TaskResult) -> TaskResult:
+    """Write `result.json` where a later attempt may adopt it."""
+    if result.error is not None and result.error.kind in _NOT_WORTH_KEEPING:
+        return result
+    key = result_key(work.job_id, work.attempt, work.task.index, result.execution)
+    try:
+        store.put(key, dump(result), media_type="application/json")
+    except StoreError as failure:
+        return result.model_copy(update={"status": "failed", "files": [], "error": error_report(failure)})
+    return result
+
+
+_NOT_WORTH_KEEPING = frozenset(
+    {
+        ErrorKind.OUT_OF_MEMORY,
+        ErrorKind.CRASHED,
+        ErrorKind.TIMED_OUT,
+        ErrorKind.UNAVAILABLE,
+        ErrorKind.PREEMPTED,
+        ErrorKind.INTERNAL,
+        ErrorKind.CANCELLED,
+    }
+)
+"""Results that no later attempt adopts."""
+
+
+def _dimensions(file: LocalFile) -> tuple[int | None, int | None]:
+    if not file.media_type.startswith("image/") or file.media_type == "image/svg+xml":
+        return None, None
+    from PIL import Image, UnidentifiedImageError  # late: only workers that make pictures need it
+
+    try:
+        with Image.open(file.path) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None, None
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

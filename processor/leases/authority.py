@@ -1,0 +1,151 @@
+"""Which lease store rules a bucket, so that two runners with different ones can't both work it.
+
+`state/authority.json` in the bucket and the key `authority` in the lease store hold one
+id. A runner whose lease store holds another id, or none, claims and commits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime
+
+from processor.clock import Clock
+from processor.errors import AlreadyExists, ForeignAuthority, NotFound, StoreUnavailable
+from processor.layout import AUTHORITY
+from processor.leases.protocol import LeaseStore, Record
+from processor.models import Model
+from processor.policy import Policy
+from processor.records import dump
+from processor.store import Store, read_bytes
+
+_KEY = "authority"
+_MAX_BYTES = 64 * 1024
+
+
+class Founding(Model):
+    """`state/authority.json`."""
+
+    id: str
+    backend: str
+    founded_at: AwareDatetime
+    lease_s: float
+    previous: str = ""
+    """The id before the lease store was wiped, if it ever was."""
+
+
+class Authority:
+    """Compares the bucket's authority with the lease store's; founds it where there is none."""
+
+    def __init__(
+        self,
+        store: Store,
+        leases: LeaseStore,
+        clock: Clock,
+        policy: Policy,
+        *,
+        nonce: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._clock = clock
+        self._policy = policy
+        self._nonce = nonce
+        self._checked_at: float | None = None
+        self._founding: Founding | None = None
+
+    def check(self, *, max_age_s: float = 0.0) -> Founding:
+        """Make sure that this runner's lease store is the bucket's.
+
+        Args:
+            max_age_s: an earlier success this fresh is good enough, and costs nothing.
+        Raises:
+            ForeignAuthority: another lease store rules here.
+            StoreUnavailable: unknown, or the lease store was wiped and its longest lease
+                may still be running out.
+        Cost: 2 requests; founding up to 4 more.
+        """
+        now = self._clock.monotonic()
+        fresh = self._checked_at is not None and now - self._checked_at <= max_age_s
+        if self._founding is None or not fresh:
+            self._founding = None
+            self._founding = self._compare()
+            self._checked_at = now
+        return self._founding
+
+    def older_than_founding(self, modified: datetime) -> bool:
+        """Whether a drop may have attempts that a wiped lease store has forgotten."""
+        founding = self._founding
+        return founding is not None and bool(founding.previous) and modified <= founding.founded_at
+
+    def _compare(self) -> Founding:
+        standing = self._read()
+        held = self._leases.read(_KEY)
+        if standing is None:
+            if held is None:
+                held = self._leases.create(_KEY, {"nonce": self._nonce(), "previous": ""})
+            return self._found(held)
+        if held is None:
+            if standing.backend != self._leases.backend:
+                raise _foreign(standing, self._leases.backend)
+            held = self._replace_forgotten(standing)
+        if held["nonce"] == standing.id:
+            return standing
+        if held["previous"] == standing.id:
+            return self._found(held)
+        raise _foreign(standing, self._leases.backend)
+
+    def _replace_forgotten(self, standing: Founding) -> Record:
+        """Found a new authority once no lease of the wiped store can still be held."""
+        seen = self._leases.create(
+            f"refound/{standing.id}", {"nonce": self._nonce(), "at": self._clock.now().isoformat()}
+        )
+        longest_s = max(standing.lease_s, self._policy.lease_s) + 2 * self._policy.margin_s
+        free_at = datetime.fromisoformat(str(seen["at"])) + timedelta(seconds=longest_s)
+        if self._clock.now() < free_at:
+            raise StoreUnavailable(
+                f"the lease store {standing.backend} has lost its contents; "
+                f"old leases may run until {free_at:%H:%M:%S} UTC",
+                where=AUTHORITY,
+                mend="Nothing to do: work starts again then",
+            )
+        return self._leases.create(_KEY, {"nonce": self._nonce(), "previous": standing.id})
+
+    def _found(self, held: Record) -> Founding:
+        founding = Founding(
+            id=str(held["nonce"]),
+            backend=self._leases.backend,
+            founded_at=self._clock.now(),
+            lease_s=self._policy.lease_s,
+            previous=str(held["previous"]),
+        )
+        if self._store.capabilities.put_if_absent and not founding.previous:
+            # Another founder may be first; the comparison below tells whether it is ours.
+            with suppress(AlreadyExists):
+                self._store.put(AUTHORITY, dump(founding), media_type="application/json", if_absent=True)
+        else:
+            # Without put-if-absent a founder with another lease store may be writing at this
+            # very moment. Whoever still stands after every such write has landed, rules.
+            self._store.put(AUTHORITY, dump(founding), media_type="application/json")
+            self._clock.sleep(self._policy.founding_grace_s)
+        standing = self._read()
+        if standing is None or standing.id != founding.id:
+            raise _foreign(standing, self._leases.backend)
+        return standing
+
+    def _read(self) -> Founding | None:
+        try:
+            return Founding.model_validate_json(read_bytes(self._store, AUTHORITY, limit_bytes=_MAX_BYTES))
+        except NotFound:
+            return None
+
+
+def _foreign(standing: Founding | None, backend: str) -> ForeignAuthority:
+    ruler = standing.backend if standing else "unknown"
+    return ForeignAuthority(
+        f"this bucket's leases live in {ruler}, this runner is configured for {backend}; it claims nothing",
+        where=AUTHORITY,
+        mend="Configure the same lease store; or, if no runner uses the old one any more, delete this object",
+    )

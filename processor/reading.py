@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from processor.errors import JobInvalid
 from processor.models import JobBase, RenderJob, TrainJob
-from processor.report import did_you_mean, validation_problems
+from processor.problems import did_you_mean, find_problems
 
 _MAX_DEPTH = 64
 _MODELS: dict[str, type[JobBase]] = {"render": RenderJob, "train": TrainJob}
@@ -119,7 +119,7 @@ def _validated(value: dict[str, Any], key: str) -> JobBase:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = [str(problem) for problem in validation_problems(error, known=model.model_fields)]
+        problems = [str(problem) for problem in find_problems(error, value, model)]
         first = problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)"
         raise JobInvalid(first, where=key, details=problems) from None
     except RecursionError:

@@ -1,0 +1,361 @@
+"""The settings: every default of the product, in one place, with its description.
+
+Precedence, first that says something: command-line flags, `DROPBATCH_*` environment
+variables, ComfyUI's own variables (`COMFYUI_URL`, `COMFYUI_DIR`, `COMFYUI_PYTHON`),
+`dropbatch.toml` (in the current directory, or `--config`), the defaults below.
+Secrets come from the environment alone, see `credentials`.
+
+`docs/settings.md` is generated from this module by `dropbatch schema --settings`.
+pydantic-settings costs a quarter of a second to import: import this module late.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from processor.errors import ConfigError
+from processor.problems import find_problems, nearest
+
+CONFIG_FILE = "dropbatch.toml"
+ENV_PREFIX = "DROPBATCH_"
+
+KEY_VARIABLES = (
+    ("DROPBATCH_KEY_ID", "DROPBATCH_KEY"),
+    ("B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"),
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+)
+"""Where the bucket's key is looked for; the first complete pair is used."""
+
+OTHER_VARIABLES = frozenset(
+    {"DROPBATCH_DEBUG", *(name for pair in KEY_VARIABLES for name in pair if name.startswith(ENV_PREFIX))}
+    | {f"DROPBATCH_{bucket}_{part}" for bucket in ("MODELS", "DATASETS") for part in ("KEY_ID", "KEY")}
+)
+"""`DROPBATCH_*` variables that are no settings."""
+
+_SECRET_NAME = re.compile(r"(^|_)(key|key_id|secret|token|password)($|_)", re.IGNORECASE)
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+def _as_url(value: str) -> str:
+    """A bucket is a URL; a path is taken for a folder-bucket."""
+    if re.match(r"^[a-z][a-z0-9+.-]*:", value):
+        scheme = value.partition(":")[0]
+        if scheme not in ("file", "b2", "s3", "memory"):
+            raise ValueError(
+                f"a bucket is file:///path, b2://bucket/prefix or s3://bucket/prefix, not {scheme}:"
+            )
+        return value
+    return Path(value).expanduser().absolute().as_uri()
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no such time zone: {value!r}; write it like Europe/Berlin") from None
+    return value
+
+
+BucketUrl = Annotated[str, AfterValidator(_as_url)]
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
+"""A list; in the environment its items are separated by commas."""
+LeaseBackend = Literal["auto", "directory", "store", "modal", "memory"]
+
+
+class Settings(BaseSettings):
+    """All that can be configured, without secrets. Immutable; made by `load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False
+    )
+
+    # --- bucket
+    bucket: BucketUrl | None = Field(
+        default=None,
+        description="`b2://bucket/prefix`, `s3://bucket/prefix`, `file:///path` or a folder's path.",
+    )
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint; found from `region` for `b2://`, AWS's own for `s3://`."
+    )
+    region: str | None = Field(default=None, description="The bucket's region, e.g. `us-west-004`.")
+    models_bucket: BucketUrl | None = Field(
+        default=None, description="Where `comfy_models/` and `models/` lie, if in a bucket of their own."
+    )
+    datasets_bucket: BucketUrl | None = Field(
+        default=None, description="Where `datasets/` lies, if in a bucket of its own."
+    )
+
+    # --- ticks and leases
+    tick_s: float = Field(default=60, gt=0, description="Seconds between two looks at the inbox.")
+    settle_s: float = Field(
+        default=600,
+        ge=0,
+        description="A dataset folder without `_READY` is complete once it has not changed for this long.",
+    )
+    lease_backend: LeaseBackend = Field(
+        default="auto",
+        description="Who keeps the leases. `auto`: the folder itself for a folder-bucket, the store where it "
+        "proves put-if-absent, else Modal's Dict.",
+    )
+    lease_s: float = Field(
+        default=600, gt=0, description="How long a job stays with a runner that went silent."
+    )
+    renew_s: float = Field(default=120, gt=0, description="How often a runner renews its leases.")
+
+    # --- jobs
+    concurrency: int = Field(default=4, ge=1, le=1000, description="Jobs that one runner works on at a time.")
+    max_attempts: int = Field(
+        default=3, ge=1, le=10, description="Attempts before a job is given up as `dead`."
+    )
+    max_tasks: int = Field(default=10_000, ge=1, description="Tasks a job may expand to.")
+    render_timeout_s: float = Field(default=20 * 60, gt=0, description="For one render task.")
+    train_timeout_s: float = Field(default=24 * 3600, gt=0, le=24 * 3600, description="For one training run.")
+    job_file_limit_bytes: int = Field(default=8 * MIB, ge=KIB, description="Larger job files are refused.")
+    input_limit_bytes: int = Field(default=512 * MIB, ge=KIB, description="Larger input files are refused.")
+    allow_nodes: Names = Field(
+        default=[],
+        description="If not empty, the only node classes that a graph may use; `*` matches any text.",
+    )
+    deny_nodes: Names = Field(
+        default=[], description="Node classes that no graph may use; `*` matches any text."
+    )
+
+    # --- night and money
+    zone: Zone = Field(default="UTC", description="Time zone of the nightly window and of day limits.")
+    night_start: time = Field(default=time(1), description="When held nightly jobs begin to run.")
+    night_end: time = Field(default=time(7), description="When no further nightly job is begun.")
+    max_job_cost_usd: float = Field(default=10, ge=0, description="A job stops fanning out at this cost.")
+    max_day_cost_usd: float = Field(
+        default=25, ge=0, description="No further task is begun on a day at this cost."
+    )
+
+    # --- engines on this machine
+    comfyui_url: str | None = Field(
+        default=None,
+        description="A running ComfyUI to use, e.g. `http://127.0.0.1:8188`. Also `COMFYUI_URL`.",
+    )
+    comfyui_dir: Path | None = Field(
+        default=None, description="A ComfyUI checkout to start and supervise. Also `COMFYUI_DIR`."
+    )
+    comfyui_python: Path | None = Field(
+        default=None,
+        description="Its Python; that folder's own environment otherwise. Also `COMFYUI_PYTHON`.",
+    )
+    models_dir: Path | None = Field(
+        default=None,
+        description="Local copy of `comfy_models/`, filled on demand; `work_dir/models` otherwise.",
+    )
+    work_dir: Path = Field(
+        default=Path("~/.cache/dropbatch"), description="Scratch space for inputs, outputs and engine logs."
+    )
+    handlers: dict[str, str] = Field(
+        default={"render": "handlers.render:RenderHandler"},
+        description="Job kind → what runs it, as `module:name`.",
+    )
+
+    # --- logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level that is written."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="`auto`: for people on a terminal, JSON lines otherwise."
+    )
+
+    config_file: Path | None = Field(default=None, exclude=True, json_schema_extra={"internal": True})
+    """The file that the rest was read from; set by `load`."""
+
+    @property
+    def store_url(self) -> str:
+        """The bucket.
+
+        Raises:
+            ConfigError: none is configured.
+        """
+        if self.bucket is None:
+            raise ConfigError(
+                "no bucket is configured",
+                mend="Give --bucket, set DROPBATCH_BUCKET, or run `dropbatch init`",
+            )
+        return self.bucket
+
+    @property
+    def models_path(self) -> Path:
+        return (self.models_dir or self.work_dir / "models").expanduser()
+
+    @property
+    def scratch_path(self) -> Path:
+        return self.work_dir.expanduser()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (passed by name)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The precedence: flags, environment, ComfyUI's own variables, the file."""
+        flags = init_settings()
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, _comfyui_variables(os.environ)),
+            TomlConfigSettingsSource(settings_cls, flags.get("config_file")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A key for a bucket. Its secret never shows in a repr."""
+
+    key_id: str
+    key: str = field(repr=False)
+    source: str
+    """The environment variable that held the key id."""
+
+
+def credentials(
+    environ: Mapping[str, str], *, bucket: Literal["main", "models", "datasets"] = "main"
+) -> Credentials | None:
+    """The first complete pair of `KEY_VARIABLES` in the environment, None if there is none.
+
+    A models or datasets bucket may have its own pair, `DROPBATCH_MODELS_KEY_ID` and
+    `DROPBATCH_MODELS_KEY` (or `…DATASETS…`), which goes first.
+    """
+    own = f"{ENV_PREFIX}{bucket.upper()}_"
+    pairs = KEY_VARIABLES if bucket == "main" else ((own + "KEY_ID", own + "KEY"), *KEY_VARIABLES)
+    for id_name, key_name in pairs:
+        if environ.get(id_name) and environ.get(key_name):
+            return Credentials(environ[id_name], environ[key_name], id_name)
+    return None
+
+
+def load(config: Path | None = None, **flags: object) -> Settings:
+    """Read the settings from flags, environment and file.
+
+    Args:
+        config: the file to read; else `DROPBATCH_CONFIG_FILE`, else `dropbatch.toml` here, if any.
+        flags: by field name; those that are None say nothing.
+    Raises:
+        ConfigError: naming the flag, variable or key, and the nearest known name.
+    """
+    path = _config_file(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        if path is not None:
+            _refuse_secrets(path)
+        return Settings(config_file=path, **given)  # type: ignore[arg-type]  # checked by pydantic
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", where=str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"can't be read: {error.strerror}", where=str(path)) from None
+    except SettingsError as error:
+        raise ConfigError(str(error), where="environment") from None
+    except ValidationError as error:
+        raise _as_config_error(error, path, given) from None
+
+
+def resolve_handlers(settings: Settings) -> dict[str, Any]:
+    """Import what `handlers` names, by job kind. The processor knows handlers only through this.
+
+    Raises:
+        ConfigError: a name can't be imported.
+    """
+    found = {}
+    for kind, dotted in settings.handlers.items():
+        try:
+            found[kind] = pkgutil.resolve_name(dotted)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"{dotted!r} can't be imported: {error}",
+                where=f"handlers.{kind}",
+                mend="Write it as module:name, of something installed here",
+            ) from error
+    return found
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """`DROPBATCH_*` variables that nothing reads, each with the nearest name that is read."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    return {
+        name: nearest(name, known)
+        for name in sorted(environ)
+        if name.startswith(ENV_PREFIX) and name not in known
+    }
+
+
+def _config_file(config: Path | None) -> Path | None:
+    if config is None and (named := os.environ.get("DROPBATCH_CONFIG_FILE")):
+        config = Path(named)
+    if config is not None:
+        if not config.is_file():
+            raise ConfigError("no such file", where=str(config), mend="Run `dropbatch init` to make one")
+        return config
+    here = Path(CONFIG_FILE)
+    return here if here.is_file() else None
+
+
+def _file_values(path: Path | None) -> dict[str, Any]:
+    return tomllib.loads(path.read_text("utf-8")) if path else {}
+
+
+def _comfyui_variables(environ: Mapping[str, str]) -> dict[str, Any]:
+    names = ("comfyui_url", "comfyui_dir", "comfyui_python")
+    return {name: value for name in names if (value := environ.get(name.upper()))}
+
+
+def _refuse_secrets(path: Path) -> None:
+    if secret := next((key for key in _file_values(path) if _SECRET_NAME.search(key)), None):
+        raise ConfigError(
+            f"secrets don't belong in this file: {secret!r}",
+            where=str(path),
+            mend=f"Take it out, and set {KEY_VARIABLES[0][0]} and {KEY_VARIABLES[0][1]} in the environment",
+        )
+
+
+def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[str, object]) -> ConfigError:
+    """Say which flag, variable or key of the file is wrong: the first problem, and how many more."""
+    document = {**dict.fromkeys(Settings.model_fields), **_file_values(path), **flags}
+    problems = find_problems(error, document, Settings)
+    first = problems[0]
+    name = first.path.partition(".")[0]
+    variable = ENV_PREFIX + name.upper()
+    if name in flags:
+        where = "--" + name.replace("_", "-")
+    elif variable in os.environ:
+        where = variable
+    elif name.upper() in os.environ and name.startswith("comfyui_"):
+        where = name.upper()
+    else:
+        where = ": ".join(part for part in (str(path or ""), first.path) if part)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ConfigError(first.what + more, where=where, mend=first.mend)

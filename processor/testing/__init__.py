@@ -5,5 +5,16 @@ written with them holds on a bucket.
 """
 
 from processor.testing.clock import ManualClock
+from processor.testing.counting import CountingLeases, CountingStore
+from processor.testing.faults import Fault, FaultPlan, FaultyLeases, FaultyStore, When
 
-__all__ = ["ManualClock"]
+__all__ = [
+    "CountingLeases",
+    "CountingStore",
+    "Fault",
+    "FaultPlan",
+    "FaultyLeases",
+    "FaultyStore",
+    "ManualClock",
+    "When",
+]

@@ -1,0 +1,356 @@
+"""The store of `b2://` and `s3://`: Backblaze B2 and every S3-compatible server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from processor.errors import InvalidKey, NotFound, StoreUnavailable, VersionMismatch
+from processor.store.protocol import Capabilities, Download, ObjectInfo, Page, check_key
+from processor.store.s3_body import body_file
+from processor.store.s3_client import connect
+from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
+from processor.store.s3_multipart import (
+    COPY_PART_BYTES,
+    MAX_COPY_BYTES,
+    PART_BYTES,
+    copy_parts,
+    upload_parts,
+)
+from processor.store.s3_probe import probe
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from types_boto3_s3.type_defs import (
+        CopySourceTypeDef,
+        GetObjectOutputTypeDef,
+        HeadObjectOutputTypeDef,
+    )
+
+_NULL: Final = "null"
+"""The VersionId of what was put before a bucket kept versions."""
+
+
+class S3Store:
+    """A `Store` over S3's API. Thread-safe; holds no credentials, nor shows any.
+
+    The bucket's capabilities are probed when first needed, unless they are given. On a
+    bucket that keeps versions every reply and listing names them. On one that doesn't, the
+    version is a token of ETag and Last-Modified that only `stat` and `get` tell: the reply
+    of a put lacks the time, and asking for it would double what a put costs.
+
+    Requests that fail in passing are retried by botocore (adaptive, at most
+    `max_attempts`), a download that breaks off goes on where it was.
+
+    Args:
+        prefix: the root of all keys in the bucket; "" for the whole bucket.
+        region: derived from a B2 endpoint if not given.
+        key_id, secret: without them boto3 looks where it always does.
+        scheme: the first part of `url`.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        key_id: str | None = None,
+        secret: str | None = None,
+        scheme: str = "s3",
+        capabilities: Capabilities | None = None,
+        max_connections: int = 32,
+        max_attempts: int = 6,
+        read_timeout_s: float = 60,
+        page_size: int = 1000,
+        part_bytes: int = PART_BYTES,
+        max_copy_bytes: int = MAX_COPY_BYTES,
+    ) -> None:
+        prefix = prefix.strip("/")
+        self._bucket = bucket
+        self._prefix = check_key(prefix) + "/" if prefix else ""
+        self._url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
+        self._page_size = page_size
+        self._part_bytes = part_bytes
+        self._max_copy_bytes = max_copy_bytes
+        self._capabilities = capabilities
+        self._probing = threading.Lock()
+        self._client = connect(
+            endpoint_url=endpoint_url,
+            region=region,
+            key_id=key_id,
+            secret=secret,
+            max_connections=max_connections,
+            max_attempts=max_attempts,
+            read_timeout_s=read_timeout_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"S3Store({self._url!r})"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        with self._probing:
+            if self._capabilities is None:
+                self._capabilities = probe(self._client, self._bucket, self._prefix)
+            return self._capabilities
+
+    def list(self, prefix: str, *, versions: bool = False, start_after: str = "") -> Iterator[Page]:
+        """As `Store.list`. Objects whose keys `check_key` refuses, such as the empty
+        `folder/` that some consoles make, are not listed."""
+        if self.capabilities.versions:
+            return self._list_versions(prefix, start_after, every=versions)
+        return self._list_objects(prefix, start_after)
+
+    def stat(self, key: str, *, version: str | None = None) -> ObjectInfo:
+        return self._describe(key, self._head(key, version), version)
+
+    def get(self, key: str, *, version: str | None = None) -> Download:
+        wanted = self._arguments(key, version)
+        with self._confirmed(key, version):
+            reply = self._client.get_object(**wanted)
+        try:
+            info = self._describe(key, reply, version)
+        except NotFound:
+            reply["Body"].close()
+            raise
+        if self.capabilities.versions:
+            wanted["VersionId"] = info.version
+
+        def reopen(start: int) -> StreamingBody:
+            with self._translated(key):
+                again = self._client.get_object(**wanted, Range=f"bytes={start}-")
+            if again["ETag"] != reply["ETag"]:
+                again["Body"].close()
+                raise StoreUnavailable("replaced while it was read; read it again", where=key)
+            return again["Body"]
+
+        body = body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
+        return Download(info, body)
+
+    def put(
+        self,
+        key: str,
+        data: bytes | Path,
+        *,
+        media_type: str = "application/octet-stream",
+        if_absent: bool = False,
+    ) -> ObjectInfo:
+        target = self._arguments(key, None)
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        size_bytes = len(data) if isinstance(data, bytes) else data.stat().st_size
+        reply: Any
+        with self._translated(key):
+            if isinstance(data, bytes):
+                reply = self._client.put_object(**target, Body=data, ContentType=media_type, **condition)
+            elif size_bytes <= self._part_bytes:
+                with data.open("rb") as file:
+                    reply = self._client.put_object(**target, Body=file, ContentType=media_type, **condition)
+            else:
+                reply = upload_parts(
+                    self._client,
+                    target,
+                    data,
+                    media_type=media_type,
+                    part_bytes=self._part_bytes,
+                    condition=condition,
+                )
+        return self._written(key, size_bytes, reply)
+
+    def copy(self, source: str, target: str, *, version: str | None = None) -> ObjectInfo:
+        goal = self._arguments(target, None)
+        head = self._head(source, version)
+        found = self._describe(source, head, version)
+        origin: CopySourceTypeDef = {"Bucket": self._bucket, "Key": self._prefix + source}
+        condition: dict[str, Any] = {}
+        if self.capabilities.versions:
+            origin["VersionId"] = found.version
+        elif version is not None:
+            condition["CopySourceIfMatch"] = head["ETag"]
+        reply: Any
+        with self._translated(source):
+            if found.size_bytes <= self._max_copy_bytes:
+                reply = self._client.copy_object(**goal, CopySource=origin, **condition)
+            else:
+                reply = copy_parts(
+                    self._client,
+                    goal,
+                    origin,
+                    size_bytes=found.size_bytes,
+                    media_type=head.get("ContentType", "application/octet-stream"),
+                    part_bytes=min(COPY_PART_BYTES, self._max_copy_bytes),
+                )
+        return self._written(target, found.size_bytes, reply)
+
+    def delete(self, key: str, *, version: str) -> None:
+        target = self._arguments(key, None)
+        if self.capabilities.versions:
+            target["VersionId"] = version
+        else:
+            try:
+                standing = self.stat(key)
+            except NotFound:
+                return
+            if standing.version != version:
+                raise VersionMismatch("another version stands there", where=key)
+        try:
+            with self._translated(key):
+                self._client.delete_object(**target)
+        except NotFound:
+            return
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _arguments(self, key: str, version: str | None) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
+        check_key(arguments["Key"])  # with the prefix it may be too long
+        if version is not None and self.capabilities.versions:
+            arguments["VersionId"] = version
+        return arguments
+
+    def _head(self, key: str, version: str | None) -> HeadObjectOutputTypeDef:
+        with self._confirmed(key, version):
+            return self._client.head_object(**self._arguments(key, version))
+
+    def _describe(
+        self, key: str, reply: HeadObjectOutputTypeDef | GetObjectOutputTypeDef, version: str | None
+    ) -> ObjectInfo:
+        """What stands, if it is the version that was asked for."""
+        modified = reply["LastModified"].astimezone(UTC)
+        if self.capabilities.versions:
+            found = reply.get("VersionId", _NULL)
+        else:
+            etag = reply["ETag"].strip('"')
+            found = f"{etag}@{int(modified.timestamp())}"
+            if version is not None and version != found:
+                raise NotFound("that version is gone; another stands there", where=key)
+        return ObjectInfo(key, reply["ContentLength"], found, modified)
+
+    def _written(self, key: str, size_bytes: int, reply: Any) -> ObjectInfo:
+        version = reply.get("VersionId", _NULL) if self.capabilities.versions else ""
+        return ObjectInfo(key, size_bytes, version, _date(reply))
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError) as error:
+            raise translate(error, f"{self._url}/{key}") from error
+
+    @contextmanager
+    def _confirmed(self, key: str, version: str | None) -> Iterator[None]:
+        """Like `_translated`, for reads: what a 403 means is asked by listing."""
+        try:
+            yield
+        except (ClientError, BotoCoreError) as error:
+            if self._is_absent(error, key, version):
+                raise NotFound("there is no such object", where=key) from error
+            raise translate(error, f"{self._url}/{key}") from error
+
+    def _is_absent(self, error: Failure, key: str, version: str | None) -> bool:
+        """Whether an error other than 404 means that the key, or that version, isn't there.
+
+        A cap or a missing capability answers 403 as well, so absence is believed only
+        where the probe saw a missing key answered so, and a listing of that very key
+        succeeds without it (facts: B2, §16). A VersionId that the server can't have made
+        is answered with 400; that is confirmed in the same way.
+        """
+        capabilities = self.capabilities
+        if not (
+            (is_bare_denial(error) and capabilities.missing_is_403)
+            or (status_of(error) == 400 and version is not None and capabilities.versions)
+        ):
+            return False
+        for page in self.list(key, versions=version is not None):
+            for info in page.objects:
+                if info.key != key:
+                    return True
+                if version in (None, info.version) and not info.delete_marker:
+                    return False
+        return True
+
+    def _list_objects(self, prefix: str, start_after: str) -> Iterator[Page]:
+        arguments: dict[str, Any] = {"StartAfter": self._prefix + start_after} if start_after else {}
+        while True:
+            with self._translated(prefix):
+                reply = self._client.list_objects_v2(
+                    Bucket=self._bucket,
+                    Prefix=self._prefix + prefix,
+                    MaxKeys=self._page_size,
+                    **arguments,
+                )
+            found = [self._entry(each, "") for each in reply.get("Contents", [])]
+            yield Page([each for each in found if _is_listed(each.key, start_after)], _date(reply))
+            if not reply.get("IsTruncated"):
+                return
+            arguments = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    def _list_versions(self, prefix: str, start_after: str, *, every: bool) -> Iterator[Page]:
+        arguments: dict[str, Any] = {"KeyMarker": self._prefix + start_after} if start_after else {}
+        while True:
+            with self._translated(prefix):
+                reply = self._client.list_object_versions(
+                    Bucket=self._bucket,
+                    Prefix=self._prefix + prefix,
+                    MaxKeys=self._page_size,
+                    **arguments,
+                )
+            found = [self._entry(each, each["VersionId"]) for each in reply.get("Versions", [])]
+            found += [self._entry(each, each["VersionId"]) for each in reply.get("DeleteMarkers", [])]
+            # Two lists, each newest first within a key; only the newest of a key is certain
+            # where two were written in the same second.
+            found.sort(key=lambda each: (each.key, not each.latest, -each.modified.timestamp()))
+            yield Page(
+                [
+                    each
+                    for each in found
+                    if _is_listed(each.key, start_after)
+                    and (every or (each.latest and not each.delete_marker))
+                ],
+                _date(reply),
+            )
+            if not reply.get("IsTruncated"):
+                return
+            arguments = {"KeyMarker": reply["NextKeyMarker"]}
+            if reply.get("NextVersionIdMarker"):
+                arguments["VersionIdMarker"] = reply["NextVersionIdMarker"]
+
+    def _entry(self, entry: Any, version: str) -> ObjectInfo:
+        return ObjectInfo(
+            entry["Key"].removeprefix(self._prefix),
+            entry.get("Size", 0),
+            version,
+            entry["LastModified"].astimezone(UTC),
+            latest=entry.get("IsLatest", True),
+            delete_marker="Size" not in entry,
+        )
+
+
+def _is_listed(key: str, start_after: str) -> bool:
+    # Not every server heeds a start that lies outside the prefix.
+    if key <= start_after:
+        return False
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
+def _date(reply: Any) -> datetime:
+    """The server's clock when it replied; ours where a server doesn't tell."""
+    date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(date).astimezone(UTC) if date else datetime.now(UTC)

@@ -1,0 +1,48 @@
+# Everything runs from .venv, which .ci/venv makes from the lock files; nothing else needs to be set up.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+bin := .venv/bin
+rooms := processor handlers workflows infra
+compile := uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml --group build
+
+.PHONY: help demo test lint types unit audit secrets lock clean base all
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: base ## render the example drops on this machine and show the gallery
+	@$(bin)/dropbatch demo
+
+test: lint types unit ## everything that must pass: lint, types, tests
+
+lint: all ## ruff and the direction of imports
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/lint-imports
+
+types: all ## mypy, strict
+	$(bin)/mypy $(rooms) tests .ci/audit.py
+
+unit: all ## the tests, on every core
+	$(bin)/pytest -n auto -o faulthandler_timeout=120
+
+audit: all ## known vulnerabilities in what the lock installs
+	$(bin)/python .ci/audit.py .ci/lock/all.txt
+
+secrets: all ## credentials in tracked files
+	.ci/secrets
+
+lock: all ## choose and pin the newest versions that pyproject.toml allows
+	$(bin)/$(compile) --upgrade --output-file .ci/lock/base.txt
+	$(bin)/$(compile) --upgrade --constraint .ci/lock/base.txt --group dev --all-extras --output-file .ci/lock/all.txt
+
+clean: ## remove what these targets made
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find $(rooms) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+base all:
+	@.ci/venv $@

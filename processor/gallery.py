@@ -1,0 +1,290 @@
+"""The gallery: one static page a job, and one of jobs, made from manifests only.
+
+A page is self-contained: its style is inline and pinned by hash in its own content
+security policy, there is no script, and all links are relative to the job's folder. It
+works from a disk, a web server or a bucket alike. Names, prompts and errors come from
+users and engines: everything is escaped, and an output that a browser could execute
+(SVG, HTML) is only ever offered for download.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from processor.layout import job_prefix
+from processor.models import Scalar
+from processor.records import ErrorReport, Manifest, OutputFile, TaskResult
+from processor.redact import redact
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+ShownAs = Literal["image", "video", "audio"]
+
+_SHOWN: dict[str, ShownAs] = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp"), "image"),
+    **dict.fromkeys((".mp4", ".webm", ".m4v", ".mov", ".ogv"), "video"),
+    **dict.fromkeys((".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a"), "audio"),
+}
+"""What a page plays, by suffix; the media type has to agree. Anything else is a download."""
+
+_MAX_TEXT = 4_000
+_FEW = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A picture, video or sound on a card."""
+
+    shown_as: ShownAs
+    href: str
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A file that is offered, not shown."""
+
+    href: str | None
+    name: str
+    size: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One task's result, as the template shows it."""
+
+    index: int
+    alt: str
+    tiles: list[Tile]
+    links: list[Link]
+    text: str
+    params: list[tuple[str, str]]
+    facts: list[str]
+    taken: str
+    error: ErrorReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEntry:
+    """A job on the page of jobs. `href` and `thumbnails` are relative to that page."""
+
+    job_id: str
+    name: str
+    outcome: str
+    facts: list[str] = field(default_factory=list)
+    href: str | None = None
+    thumbnails: list[str] = field(default_factory=list)
+
+
+def render_gallery(manifest: Manifest) -> str:
+    """`comfy_outputs/<job-id>/index.html`: all of a job, for a browser. Pure.
+
+    Pictures are the outputs themselves, scaled by the browser and loaded when scrolled
+    to; a folder of thumbnails would double what is stored and what a crash can leave.
+    """
+    results = sorted(manifest.tasks, key=lambda result: result.index)
+    common = _common_params(results)
+    total = len(manifest.plan.tasks) if manifest.plan else len(results)
+    page = {
+        "name": job_name(manifest),
+        "outcome": manifest.outcome.value,
+        "job_id": manifest.job_id,
+        "facts": _facts(manifest, total),
+        "error": manifest.error,
+        "failed": [result.index for result in results if result.status == "failed"],
+        "total": total,
+        "not_run": max(0, total - len(results)),
+        "warnings": manifest.plan.warnings if manifest.plan else [],
+        "common": [(name, _spell(value)) for name, value in common.items()],
+        "density": "one" if len(results) == 1 else "few" if len(results) <= _FEW else "many",
+        "cards": [_card(manifest.job_id, result, common) for result in results],
+        "source": manifest.drop.key,
+        "engine": " · ".join(_spell(value) for value in manifest.engine.values()),
+    }
+    css = _css("base.css", "job.css") + f":root {{ --ratio: {_usual_ratio(results)}; }}"
+    return _page("job.html.j2", css, page=page)
+
+
+def render_index(entries: Iterable[JobEntry], *, title: str, place: str) -> str:
+    """A page of jobs, in the order given. Pure."""
+    return _page(
+        "index.html.j2", _css("base.css", "index.css"), entries=list(entries), title=title, place=place
+    )
+
+
+def job_entry(manifest: Manifest, *, root: str = "", thumbnails: int = 4) -> JobEntry:
+    """A finished job for the page of jobs; `root` leads from that page to `comfy_outputs/`."""
+    folder = root + quote(manifest.job_id) + "/"
+    pictures = [
+        folder + href
+        for result in manifest.tasks
+        for file in result.files
+        if _shown_as(file) == "image" and (href := _href(manifest.job_id, file.key))
+    ]
+    facts = [f"{label.lower()} {value}" for label, value in _facts(manifest, _total(manifest))]
+    return JobEntry(
+        manifest.job_id, job_name(manifest), manifest.outcome.value, facts, folder, pictures[:thumbnails]
+    )
+
+
+def job_name(manifest: Manifest) -> str:
+    """A job's title: its own name, else the name of the file it was dropped as."""
+    named = (manifest.job or {}).get("name")
+    return str(named) if named else PurePosixPath(manifest.drop.key).stem or manifest.job_id
+
+
+def _total(manifest: Manifest) -> int:
+    return len(manifest.plan.tasks) if manifest.plan else len(manifest.tasks)
+
+
+def _facts(manifest: Manifest, total: int) -> list[tuple[str, str]]:
+    done = sum(result.status == "done" for result in manifest.tasks)
+    files = sum(len(result.files) for result in manifest.tasks)
+    facts = [("Finished", f"{manifest.finished_at:%Y-%m-%d %H:%M} UTC")]
+    if total:
+        facts.insert(0, ("Tasks", f"{done:,}" if done == total else f"{done:,} of {total:,}"))
+        facts.insert(1, ("Files", f"{files:,}"))
+        facts.append(("Engine time", duration(manifest.seconds)))
+    if manifest.cost_usd:
+        facts.append(("Cost", f"${manifest.cost_usd:,.2f}" if manifest.cost_usd >= 0.01 else "under 1 ¢"))
+    return facts
+
+
+def _card(job_id: str, result: TaskResult, common: dict[str, Scalar]) -> Card:
+    tiles, links = [], []
+    for file in result.files:
+        href, shown_as = _href(job_id, file.key), _shown_as(file)
+        if href and shown_as:
+            tiles.append(Tile(shown_as, href, file.width, file.height))
+        else:
+            links.append(Link(href, file.name, size(file.size_bytes)))
+    params = [(name, _spell(value)) for name, value in result.params.items() if name not in common]
+    facts = [f"seed {result.seed}"] if result.seed is not None else []
+    if result.tries > 1:
+        facts.append(f"{result.tries} tries")
+    if result.reused_from:
+        facts.append(f"from {result.reused_from}")
+    alt = ", ".join(f"{name} {value}" for name, value in params) or f"task {result.index}"
+    return Card(
+        index=result.index,
+        alt=alt[:200],
+        tiles=tiles,
+        links=links,
+        text=_text(result.data),
+        params=params,
+        facts=facts,
+        taken=duration(result.seconds),
+        error=result.error,
+    )
+
+
+def _text(data: dict[str, Any]) -> str:
+    """Text outputs of a task, if the handler names any."""
+    texts = data.get("text", [])
+    lines = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
+    return redact("\n".join(str(line) for line in lines)[:_MAX_TEXT])
+
+
+def _common_params(results: Sequence[TaskResult]) -> dict[str, Scalar]:
+    """Parameters that are the same in every task: said once, not on each card."""
+    if len(results) < 2:
+        return {}
+    first = results[0].params
+    return {
+        name: value
+        for name, value in first.items()
+        if all(name in result.params and result.params[name] == value for result in results)
+    }
+
+
+def _usual_ratio(results: Sequence[TaskResult]) -> str:
+    """The most frequent shape of the pictures, which every tile takes; others are fitted in."""
+    shapes = Counter(
+        (file.width, file.height)
+        for result in results
+        for file in result.files
+        if file.width and file.height and _shown_as(file) == "image"
+    )
+    if not shapes:
+        return "3 / 2"
+    (width, height), _ = shapes.most_common(1)[0]
+    return f"{int(width or 1)} / {int(height or 1)}"
+
+
+def _shown_as(file: OutputFile) -> ShownAs | None:
+    shown_as = _SHOWN.get(PurePosixPath(file.key).suffix.lower())
+    kind = file.media_type.partition("/")[0]
+    return shown_as if shown_as == kind and "svg" not in file.media_type else None
+
+
+def _href(job_id: str, key: str) -> str | None:
+    """A link from the job's page to one of its files; None for a key outside its folder."""
+    prefix = job_prefix(job_id)
+    if not key.startswith(prefix):
+        return None
+    # The dot keeps a name with a colon from being read as a scheme.
+    return "./" + quote(key[len(prefix) :])
+
+
+def _spell(value: Scalar) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes as people say them: `812 B`, `1.4 MB`."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+@cache
+def _css(*names: str) -> str:
+    return "".join((_TEMPLATES / name).read_text("utf-8") for name in names)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _page(template: str, css: str, **values: object) -> str:
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # The style is ours and holds nothing of a user's; escaping would change its hash.
+    return _environment().get_template(template).render(css=Markup(css), policy=policy, **values)  # noqa: S704

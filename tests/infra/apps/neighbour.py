@@ -1,0 +1,1 @@
+GREETING = "only on the machine that deploys"

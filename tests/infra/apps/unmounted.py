@@ -1,0 +1,12 @@
+"""An app whose module needs a file that no mount carries: fine here, broken in a container."""
+# ruff: noqa: TID251  # apps for Modal import modal
+
+import modal
+from neighbour import GREETING
+
+app = modal.App("unmounted")
+
+
+@app.function()
+def greet() -> str:
+    return GREETING

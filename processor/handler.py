@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from processor.errors import ErrorKind, TaskFailed
 from processor.models import JobBase, Model, Scalar
 from processor.records import InputFile, ModelFile, Plan, Task
 from processor.store import Store
+
+if TYPE_CHECKING:
+    from processor.config import Settings
 
 
 class Remedy(StrEnum):
@@ -150,6 +153,14 @@ class TaskOutput:
     """The engine's log while the task ran, redacted."""
     engine: dict[str, Scalar] = field(default_factory=dict)
     """Names and versions, for the manifest."""
+
+
+class HandlerFactory(Protocol):
+    """What `[handlers]` in dropbatch.toml names: usually the handler's class."""
+
+    def configured(self, settings: Settings, stores: Stores) -> Handler:
+        """A handler for this machine. Starts nothing yet."""
+        ...
 
 
 class Handler(Protocol):

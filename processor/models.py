@@ -12,6 +12,8 @@ Scalar = str | int | float | bool
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}-[0-9a-f]{16}$")]
 
+JobKind = Literal["render", "train", "ingest"]
+
 MAX_SEED = 2**64 - 1
 """KSampler's upper bound for `seed` (ComfyUI's object_info)."""
 
@@ -81,9 +83,17 @@ Gpu = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,24}(:[1-8])?$")
 """A Modal GPU class, `L40S`, `A100-80GB`, `H100:2`, …"""
 
 
-class JobBase(Model):
-    """What every kind of job may say."""
+class Origin(Model):
+    """Who dropped an emitted job: with its name, the parent makes the job id."""
 
+    parent: Name
+    name: Name
+
+
+class JobBase(Model):
+    """What every kind of job may say. Each concrete job narrows `kind` to its own."""
+
+    kind: JobKind
     name: Name | None = None
     """A title for people; the file's name otherwise."""
     gpu: Gpu | None = None
@@ -102,12 +112,14 @@ class JobBase(Model):
     retry_of: JobId | None = None
     """Run that job's plan again; its finished tasks are copied unless `retry_tasks` is `all`."""
     retry_tasks: Literal["failed", "all"] = "failed"
+    origin: Origin | None = None
+    """Set by the machine on what it emits; a drop by hand can't have it."""
 
 
 class RenderJob(JobBase):
     """One or many ComfyUI prompts."""
 
-    kind: Literal["render"] = "render"
+    kind: Literal["render"]
     workflow: dict[str, Any] | Name
     """A graph as ComfyUI's "Export (API)" writes it, the name of a ready workflow, or the
     store key of one (`comfy_workflows/mine.json`)."""
@@ -131,7 +143,7 @@ class RenderJob(JobBase):
 class TrainJob(JobBase):
     """One training run, or a sweep of them."""
 
-    kind: Literal["train"] = "train"
+    kind: Literal["train"]
     dataset: Name
     """`name` (its newest fingerprint) or `name/fingerprint`, under `datasets/`."""
     preset: Name | None = None
@@ -150,10 +162,9 @@ class TrainJob(JobBase):
 class IngestJob(JobBase):
     """A dataset folder, as the inbox reads it; not written by hand."""
 
-    kind: Literal["ingest"] = "ingest"
+    kind: Literal["ingest"]
     dataset: Name
     settings: dict[Name, Any] = {}
 
 
 Job = Annotated[RenderJob | TrainJob | IngestJob, Field(discriminator="kind")]
-JobKind = Literal["render", "train", "ingest"]

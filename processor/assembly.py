@@ -1,0 +1,142 @@
+"""From settings to a running machine: the one place where the parts meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from processor.clock import StoreClock, SystemClock
+from processor.config import Settings, credentials, resolve_handlers
+from processor.errors import ConfigError
+from processor.events import Observer, ignore
+from processor.handler import Stores
+from processor.launch import LocalConfig, LocalLauncher
+from processor.leases.authority import Authority
+from processor.leases.lease import Leases
+from processor.machine import Machine, new_nonce
+from processor.policy import Policy
+from processor.store import Store
+from processor.store.directory import DirectoryStore
+from processor.store.opening import open_store
+
+if TYPE_CHECKING:
+    from processor.leases.protocol import LeaseStore
+
+BucketName = Literal["main", "models", "datasets"]
+
+
+def build(settings: Settings, observe: Observer = ignore) -> Machine:
+    """Put a machine together for this computer.
+
+    Raises:
+        ConfigError: the settings can't work together; says which, and the mend.
+        StoreError: the bucket can't be reached or refuses.
+    Cost: none on a folder; a bucket is probed (up to 4 requests).
+    """
+    stores = open_stores(settings)
+    policy = policy_of(settings)
+    clock = StoreClock(SystemClock())
+    lease_store = open_leases(settings, stores.main)
+    handlers = {
+        kind: factory.configured(settings, stores) for kind, factory in resolve_handlers(settings).items()
+    }
+    launcher = LocalLauncher(handlers, stores, LocalConfig(settings.scratch_path / "tasks"), observe)
+    return Machine(
+        stores=stores,
+        leases=Leases(lease_store, clock, lease_s=policy.lease_s, margin_s=policy.margin_s),
+        authority=Authority(stores.main, lease_store, clock, policy, nonce=new_nonce),
+        clock=clock,
+        launcher=launcher,
+        handlers=handlers,
+        policy=policy,
+        observe=observe,
+    )
+
+
+def open_stores(settings: Settings) -> Stores:
+    """The main bucket, and those of models and datasets where they have their own. Cost: none."""
+    main = open_bucket(settings, settings.store_url, "main")
+    models, datasets = settings.models_bucket, settings.datasets_bucket
+    return Stores(
+        main=main,
+        models=open_bucket(settings, models, "models") if models else main,
+        datasets=open_bucket(settings, datasets, "datasets") if datasets else main,
+    )
+
+
+def open_bucket(settings: Settings, url: str, name: BucketName) -> Store:
+    """One bucket, with the key that the environment holds for it."""
+    key = credentials(os.environ, bucket=name)
+    return open_store(
+        url,
+        endpoint_url=settings.endpoint_url,
+        region=settings.region,
+        key_id=key.key_id if key else None,
+        secret=key.key if key else None,
+    )
+
+
+def open_leases(settings: Settings, store: Store) -> LeaseStore:
+    """The lease store that `lease_backend` names; `auto` picks the strongest that works here.
+
+    Raises:
+        ConfigError: the bucket can't hold leases, or the backend isn't for this command.
+    """
+    backend = settings.lease_backend
+    if backend == "auto":
+        backend = _best_backend(store)
+    match backend:
+        case "directory":
+            from processor.leases.directory import DirectoryLeases
+
+            return DirectoryLeases(_lease_folder(settings, store))
+        case "store":
+            from processor.leases.on_store import StoreLeases
+
+            return StoreLeases(store)
+        case "memory":
+            from processor.leases.memory import MemoryLeases
+
+            return MemoryLeases()
+    raise ConfigError(
+        "leases on a Modal Dict need the modal extra",
+        where="lease_backend",
+        mend="pip install 'dropbatch[modal]', then `dropbatch deploy`",
+    )
+
+
+def _best_backend(store: Store) -> Literal["directory", "store"]:
+    if isinstance(store, DirectoryStore):
+        return "directory"
+    return "store" if store.capabilities.put_if_absent else "directory"
+
+
+def _lease_folder(settings: Settings, store: Store) -> Path:
+    """In the folder-bucket itself; for a bucket without put-if-absent, on this machine.
+
+    The second serves one machine only; `state/authority.json` keeps all others out.
+    """
+    if isinstance(store, DirectoryStore):
+        return store.root / ".dropbatch" / "leases"
+    name = "".join(c if c.isalnum() else "-" for c in store.url)
+    return settings.scratch_path / "leases" / socket.gethostname() / name
+
+
+def policy_of(settings: Settings) -> Policy:
+    return Policy(
+        lease_s=settings.lease_s,
+        renew_s=settings.renew_s,
+        margin_s=min(30.0, settings.lease_s / 10),
+        max_attempts=settings.max_attempts,
+        max_tasks=settings.max_tasks,
+        max_job_bytes=settings.job_file_limit_bytes,
+        task_timeout_s={
+            "render": settings.render_timeout_s,
+            "train": settings.train_timeout_s,
+            "ingest": Policy().task_timeout_s["ingest"],
+        },
+        max_job_cost_usd=settings.max_job_cost_usd,
+        max_day_cost_usd=settings.max_day_cost_usd,
+    )

@@ -1,0 +1,166 @@
+"""An attempt: one process's execution of a job under a lease, and what it writes of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from processor.errors import ErrorKind, StoreError
+from processor.history import History
+from processor.inbox import Drop
+from processor.layout import attempt_key, engine_log_key
+from processor.leases.lease import Lease
+from processor.machine import Machine
+from processor.models import JobBase, Scalar
+from processor.peek import Peeked
+from processor.records import (
+    SCHEMA_VERSION,
+    Attempt,
+    AttemptSummary,
+    DropRef,
+    ErrorReport,
+    Manifest,
+    Outcome,
+    Plan,
+    TaskResult,
+    dump,
+)
+from processor.store import ObjectInfo
+from processor.version import VERSION
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A drop and the lease on its job."""
+
+    drop: Drop
+    lease: Lease
+    cancel: ObjectInfo | None = None
+    """The request to cancel it, if one was seen."""
+    peeked: Peeked | None = None
+    """What the drop said when it was claimed; None in a claim handed to another process."""
+
+
+@dataclass
+class Trying:
+    """This attempt as far as it has come; `attempt.json` and the manifest are made from it."""
+
+    machine: Machine
+    claim: Claim
+    started_at: datetime
+    job: JobBase | None = None
+    plan: Plan | None = None
+    history: History = field(default_factory=History)
+    begun: Attempt | None = None
+    """As written to `attempt.json`; None until then."""
+
+    @property
+    def job_id(self) -> str:
+        return self.claim.lease.job_id
+
+    @property
+    def name(self) -> str:
+        return f"{self.claim.lease.epoch}-{self.claim.lease.nonce}"
+
+    @property
+    def may_have_history(self) -> bool:
+        """Whether anyone can have tried this job before. A first epoch tells that nobody has,
+        unless the lease store was wiped since the drop arrived."""
+        if self.claim.lease.epoch > 1:
+            return True
+        return self.machine.authority.older_than_founding(self.claim.drop.modified)
+
+    def begin(self) -> None:
+        """Write `attempt.json`: from here on the attempt counts. Cost: 1 request."""
+        self.begun = Attempt(
+            attempt=self.name,
+            job_id=self.job_id,
+            host=self.machine.host,
+            version=VERSION,
+            begun_at=self.started_at,
+            plan=self.plan,
+        )
+        self._put(self.begun)
+
+    def give_back(self, why: str) -> None:
+        """Say that it ended on purpose, so that it does not count. Cost: 1 request if begun.
+
+        A store out of reach can't be told; then it counts, which errs towards ending.
+        """
+        if self.begun is None:
+            return
+        now = self.machine.clock.now()
+        try:
+            self._put(self.begun.model_copy(update={"ended": why[:500], "released_at": now}))
+        except StoreError as error:
+            log.warning("attempt.not_closed", attempt=self.name, why=str(error))
+
+    def write_log(self, text: str) -> None:
+        """Put the engine's log beside the results. Cost: 1 request if there is any."""
+        if not text:
+            return
+        key = engine_log_key(self.job_id, self.name)
+        try:
+            self.machine.stores.main.put(key, text.encode(), media_type="text/plain; charset=utf-8")
+        except StoreError as error:
+            log.warning("engine_log.not_written", attempt=self.name, why=str(error))
+
+    def manifest(
+        self,
+        outcome: Outcome,
+        *,
+        error: ErrorReport | None = None,
+        results: list[TaskResult] | None = None,
+        engine: dict[str, Scalar] | None = None,
+    ) -> Manifest:
+        """The candidate manifest this attempt ends in."""
+        drop, results = self.claim.drop, results or []
+        if error is None and outcome is Outcome.FAILED:
+            error = next((result.error for result in results if result.error), None)
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            job_id=self.job_id,
+            kind=self.job.kind if self.job else None,
+            outcome=outcome,
+            drop=DropRef(
+                key=drop.key, version=drop.version, size_bytes=drop.size_bytes, modified=drop.modified
+            ),
+            job=self.job.model_dump(mode="json", exclude_defaults=True) if self.job else None,
+            plan=self.plan,
+            tasks=results,
+            error=error,
+            attempt=self.name,
+            attempts=[*self.history.summaries, *self._summary()],
+            started_at=self.started_at,
+            finished_at=self.machine.clock.now(),
+            seconds=round(sum(result.seconds for result in results), 3),
+            cost_usd=round(sum(result.cost_usd for result in results), 6),
+            engine=engine or {},
+        )
+
+    def exhausted(self) -> ErrorReport:
+        """Why a job is dead: every attempt, by name."""
+        lines = [
+            f"{attempt.attempt} on {attempt.host}, begun {attempt.begun_at:%Y-%m-%d %H:%M:%S} UTC: "
+            f"{attempt.ended or 'ended without a word'}"
+            for attempt in self.history.attempts
+        ]
+        return ErrorReport(
+            kind=ErrorKind.CRASHED,
+            what=f"given up after {len(lines)} attempts that did not end",
+            mend="The engine log of each attempt lies beside its results; `dropbatch retry` tries again",
+            details=lines,
+        )
+
+    def _summary(self) -> list[AttemptSummary]:
+        if self.begun is None:
+            return []
+        return [AttemptSummary(attempt=self.name, begun_at=self.begun.begun_at, host=self.begun.host)]
+
+    def _put(self, record: Attempt) -> None:
+        key = attempt_key(self.job_id, self.name)
+        self.machine.stores.main.put(key, dump(record), media_type="application/json")

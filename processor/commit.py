@@ -1,0 +1,100 @@
+"""The commit: exactly one manifest ever stands for a job, whoever else tries.
+
+Leases may fail (a zombie wakes, a lease store forgets); this does not rest on them. Every
+outcome goes through the same election, and a manifest that stands wins over any election.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydantic import ValidationError
+
+from processor.errors import LeaseLost, NotFound, StoreError
+from processor.inbox import Drop
+from processor.layout import candidate_key, manifest_key
+from processor.leases.lease import Lease
+from processor.leases.protocol import Record
+from processor.machine import Machine
+from processor.records import Manifest, dump
+from processor.store import read_bytes
+
+_JSON = "application/json"
+
+
+def standing(machine: Machine, job_id: str) -> Manifest | None:
+    """The manifest that stands for a job, or None.
+
+    Raises:
+        StoreError: it can't be read; absence is never inferred from an error.
+    Cost: 1 request.
+    """
+    try:
+        data = read_bytes(
+            machine.stores.main, manifest_key(job_id), limit_bytes=machine.policy.max_record_bytes
+        )
+    except NotFound:
+        return None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise StoreError(
+            f"the manifest does not read as one ({error.error_count()} errors)",
+            where=manifest_key(job_id),
+            mend="It was changed by hand, or by a newer Dropbatch: restore it, or remove it to run again",
+        ) from None
+
+
+def matches(manifest: Manifest, drop: Drop) -> bool:
+    """Whether a manifest is of this very drop. An emitted job is its name, whatever the version."""
+    if drop.emitted_id is not None:
+        return manifest.drop.key == drop.key
+    return (manifest.drop.key, manifest.drop.version) == (drop.key, drop.version)
+
+
+def commit(machine: Machine, lease: Lease, candidate: Manifest) -> Manifest:
+    """Make one manifest stand: the candidate, or whichever was elected before it.
+
+    The candidate is written under its attempt first, so that the election only has to
+    name it; then the winner's bytes go to `manifest.json`. Redoing any step is harmless.
+
+    Returns:
+        The manifest that stands, which may be another attempt's.
+    Raises:
+        LeaseLost: nothing was elected or written by us.
+        ForeignAuthority: likewise.
+    Cost: 2 requests and 1 of the lease store; 2 more if another attempt won.
+    """
+    store, leases = machine.stores.main, machine.leases
+    job_id = candidate.job_id
+    data = dump(candidate)
+    own_key = candidate_key(job_id, candidate.attempt)
+    store.put(own_key, data, media_type=_JSON)
+    machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
+    if not leases.holds(lease):
+        raise LeaseLost("the lease ran out before the commit", where=job_id)
+    vote: Record = {"nonce": candidate.attempt, "key": own_key, "sha256": hashlib.sha256(data).hexdigest()}
+    winner = leases.store.create(f"commit/{job_id}", vote)
+    manifest = candidate
+    if winner["nonce"] != candidate.attempt:
+        if (stands := standing(machine, job_id)) is not None:
+            return stands
+        data = read_bytes(store, str(winner["key"]), limit_bytes=machine.policy.max_record_bytes)
+        if hashlib.sha256(data).hexdigest() != winner["sha256"]:
+            raise StoreError("the elected manifest has changed since its election", where=str(winner["key"]))
+        manifest = Manifest.model_validate_json(data)
+    elif _may_be_forgotten(machine, lease, candidate) and (stands := standing(machine, job_id)) is not None:
+        return stands
+    store.put(manifest_key(job_id), data, media_type=_JSON)
+    return manifest
+
+
+def _may_be_forgotten(machine: Machine, lease: Lease, candidate: Manifest) -> bool:
+    """Whether an election older than ours may have put a manifest there since we last looked.
+
+    A first attempt looked right after it acquired the lease, and nobody else can have won
+    since, unless the lease store has lost an election along with the rest.
+    """
+    if lease.epoch > 1 or candidate.drop.modified is None:
+        return True
+    return machine.authority.older_than_founding(candidate.drop.modified)

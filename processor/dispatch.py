@@ -1,0 +1,176 @@
+"""One claimed job, from its drop to its settling: plan, fan out, retry, commit, effects.
+
+`process` is the whole of it. Everything it does may be cut off anywhere and is then
+done again, or found done, by whoever takes the job over.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from processor.attempt import Claim, Trying
+from processor.commit import commit, matches, standing
+from processor.effects import run_effects
+from processor.errors import DropbatchError, ForeignAuthority, JobInvalid, LeaseLost, StoreError
+from processor.events import JobPlanned, JobReleased, JobSettled
+from processor.fanout import FanOut, FanOutResult, Interrupted
+from processor.history import adopt, read_history
+from processor.leases.lease import Lease
+from processor.log import Line, unit_of_work
+from processor.machine import Machine
+from processor.models import JobBase
+from processor.peek import peek
+from processor.plan import copied_results, elect_plan
+from processor.records import Manifest, Outcome, Plan, TaskResult
+from processor.report import error_report
+from processor.settle import remove, settle
+
+log = structlog.get_logger(__name__)
+
+
+class _Gone(Exception):
+    """The drop is no longer there to be run."""
+
+
+def process(machine: Machine, claim: Claim) -> Manifest | None:
+    """Take a claimed job to its end, or give it back.
+
+    Never raises for anything that one job can cause.
+
+    Returns:
+        The manifest that stands once the drop is settled; None if the job was given back
+        (a stop, a store out of reach, a lost lease) or its drop was gone.
+    Cost, for a one-task job that nobody tried before: 8 requests and those of its files,
+        1 for a gallery; 4 of the lease store with the claim.
+    """
+    with unit_of_work("job", job_id=claim.lease.job_id, key=claim.drop.key) as line:
+        try:
+            manifest = _settle_or_run(machine, claim)
+        except Exception as error:  # noqa: BLE001  (a job's own failure must not end the runner)
+            _give_back(machine, claim, error, line)
+            return None
+        line.add(outcome=manifest.outcome.value, tasks=len(manifest.tasks), seconds=manifest.seconds)
+        _release(machine, claim.lease)
+        machine.observe(JobSettled(claim.lease.job_id, manifest))
+        return manifest
+
+
+def _give_back(machine: Machine, claim: Claim, error: Exception, line: Line) -> None:
+    """The one place where what ended a job without an outcome is decided upon."""
+    job_id = claim.lease.job_id
+    match error:
+        case _Gone():
+            line.add(outcome=str(error))
+            _release(machine, claim.lease)
+        case LeaseLost() | ForeignAuthority():
+            line.add(outcome="given back", why=str(error))
+        case Interrupted() | StoreError():
+            line.add(outcome="given back", why=str(error))
+            _release(machine, claim.lease)
+        case _:
+            # Our own defect, or a poison drop. The lease is left to run out: the attempt
+            # counts, and enough of those make the job `dead` instead of trying for ever.
+            log.error("job.defect", job_id=job_id, exc_info=error)
+            line.add(outcome="defect")
+    machine.observe(JobReleased(job_id, str(error)))
+
+
+def _settle_or_run(machine: Machine, claim: Claim) -> Manifest:
+    manifest = standing(machine, claim.lease.job_id)
+    if manifest is None:
+        manifest = _run(machine, claim)
+    elif not matches(manifest, claim.drop):
+        raise StoreError(
+            "the manifest that stands is of another drop; nothing is done",
+            where=claim.drop.key,
+            mend=f"Remove comfy_outputs/{claim.lease.job_id}/manifest.json if it is a stray copy",
+        )
+    run_effects(machine, manifest)
+    settle(machine, claim.drop, manifest, cancel=claim.cancel)
+    return manifest
+
+
+def _run(machine: Machine, claim: Claim) -> Manifest:
+    trying = Trying(machine, claim, machine.clock.now())
+    try:
+        candidate = _attempt(trying)
+    except (Interrupted, StoreError) as error:
+        trying.give_back(str(error))
+        raise
+    return commit(machine, claim.lease, candidate)
+
+
+def _attempt(trying: Trying) -> Manifest:
+    """Everything up to the candidate manifest."""
+    machine, policy = trying.machine, trying.machine.policy
+    try:
+        trying.job = job = _read_drop(machine, trying.claim)
+        if trying.may_have_history:
+            store, limit = machine.stores.main, policy.max_record_bytes
+            trying.history = read_history(store, trying.job_id, limit_bytes=limit)
+            if len(trying.history.attempts) >= (job.max_attempts or policy.max_attempts):
+                return trying.manifest(Outcome.DEAD, error=trying.exhausted())
+            # Before planning: a drop that kills its planner must use up its attempts, too.
+            trying.begin()
+        if trying.claim.cancel is not None:
+            return trying.manifest(Outcome.CANCELLED)
+        trying.plan = plan = elect_plan(trying, job)
+    except JobInvalid as error:
+        return trying.manifest(Outcome.INVALID, error=error_report(error))
+    return _fan_out(trying, job, plan)
+
+
+def _read_drop(machine: Machine, claim: Claim) -> JobBase:
+    """The job in the drop: as the tick read it a moment ago, or read now.
+
+    Cost: none, or 1 request for a claim that was handed over or inherited.
+    """
+    peeked = claim.peeked or peek(
+        machine.stores.main,
+        claim.drop,
+        policy=machine.policy,
+        place=machine.launcher.place,
+        now=machine.clock.now(),
+    )
+    if peeked.problem is not None:
+        raise peeked.problem
+    if peeked.job is None:
+        remove(machine, claim.drop)
+        raise _Gone(peeked.state)
+    return peeked.job
+
+
+def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
+    results = _earlier_results(trying, job, plan)
+    trying.machine.observe(JobPlanned(plan.job_id, len(plan.tasks), len(results)))
+    fan_out = FanOut(trying.machine, trying.claim, trying.name, job=job, plan=plan)
+    try:
+        fanned = fan_out.run(results)
+    finally:
+        trying.write_log(fan_out.log)
+    ordered = [result for _, result in sorted(fanned.results.items())]
+    return trying.manifest(_verdict(plan, fanned), results=ordered, engine=fanned.engine)
+
+
+def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, TaskResult]:
+    machine = trying.machine
+    adopted = adopt(machine.stores.main, trying.history, plan, limit_bytes=machine.policy.max_record_bytes)
+    if job.retry_of is None or job.retry_tasks == "all":
+        return adopted
+    return copied_results(machine, job.retry_of, trying.name, plan) | adopted
+
+
+def _verdict(plan: Plan, fanned: FanOutResult) -> Outcome:
+    if fanned.cancelled:
+        return Outcome.CANCELLED
+    done = sum(result.status == "done" for result in fanned.results.values())
+    if done == len(plan.tasks):
+        return Outcome.DONE
+    return Outcome.PARTIAL if done else Outcome.FAILED
+
+
+def _release(machine: Machine, lease: Lease) -> None:
+    try:
+        machine.leases.release(lease)
+    except DropbatchError as error:
+        log.warning("lease.not_released", job_id=lease.job_id, why=str(error))

@@ -1,0 +1,251 @@
+"""Fan out: keep a launcher busy with one job's tasks until each has its result.
+
+One loop on one thread: it submits, waits for what finishes (never longer than to the next
+renewal), renews the lease, looks for a cancel request, and asks `processor.retry` about
+every failure.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+
+from processor.attempt import Claim
+from processor.errors import ErrorKind, LeaseLost, NotFound, StoreUnavailable
+from processor.events import TaskFinished
+from processor.execute import Execution
+from processor.handler import Remedy, Work
+from processor.launch import Run
+from processor.layout import cancel_key
+from processor.machine import Machine
+from processor.models import JobBase, RenderJob, Scalar
+from processor.records import ErrorReport, Plan, Task, TaskResult
+from processor.retry import decide
+
+_MAX_LOG_BYTES = 1024 * 1024
+
+
+class Interrupted(Exception):
+    """The machine was asked to stop; the job goes back."""
+
+
+@dataclass(slots=True)
+class FanOutResult:
+    """One result per task, and what else the manifest needs."""
+
+    results: dict[int, TaskResult]
+    cancelled: bool = False
+    engine: dict[str, Scalar] = field(default_factory=dict)
+
+
+class FanOut:
+    """Runs the tasks of one plan under one lease."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        claim: Claim,
+        attempt: str,
+        *,
+        job: JobBase,
+        plan: Plan,
+    ) -> None:
+        self._machine = machine
+        self._lease = claim.lease
+        self._attempt = attempt
+        self._job = job
+        self._plan = plan
+        self._timeout_s = job.timeout_s or machine.policy.task_timeout_s[plan.kind]
+        self._gpu = job.gpu or plan.gpu
+        self._pending: deque[tuple[Task, int, Remedy]] = deque()
+        self._again: list[tuple[float, int, tuple[Task, int, Remedy]]] = []
+        self._order = itertools.count()
+        self._outstanding = 0
+        self._spent_usd = 0.0
+        self._task_cost: dict[int, float] = {}
+        self._cancelled = claim.cancel is not None
+        now = machine.clock.monotonic()
+        self._renew_at = now + machine.policy.renew_s
+        self._poll_at = now + machine.policy.cancel_poll_s
+        self.log = ""
+        """The engine's log so far, bounded."""
+
+    def run(self, done: dict[int, TaskResult]) -> FanOutResult:
+        """Run every task that has no result yet.
+
+        Args:
+            done: results that need no execution, by task index.
+        Raises:
+            Interrupted: the machine is stopping; what finished is recorded for adoption.
+            LeaseLost, ForeignAuthority: nothing more was started after it was noticed.
+        """
+        out = FanOutResult(dict(done))
+        todo = [task for task in self._plan.tasks if task.index not in done]
+        # Equal groups together, in order of their first task: warm engines keep their models.
+        rank = {group: place for place, group in enumerate(dict.fromkeys(task.group for task in todo))}
+        todo.sort(key=lambda task: (rank[task.group], task.index))
+        self._pending.extend((task, 1, Remedy.NONE) for task in todo)
+        if todo:
+            with self._machine.launcher.open(self._plan.kind) as run:
+                self._loop(run, out)
+        out.cancelled = self._cancelled and len(out.results) < len(self._plan.tasks)
+        return out
+
+    def _loop(self, run: Run, out: FanOutResult) -> None:
+        while self._pending or self._again or self._outstanding:
+            self._check_stop(run)
+            self._keep_lease(run)
+            self._poll_cancel(run)
+            self._submit(run, out)
+            if not self._outstanding and not self._again:
+                continue
+            execution = run.next(self._wait_s())
+            if execution is not None:
+                self._outstanding -= 1
+                self._take(execution, out)
+
+    def _submit(self, run: Run, out: FanOutResult) -> None:
+        now = self._machine.clock.monotonic()
+        while self._again and self._again[0][0] <= now:
+            self._pending.appendleft(heapq.heappop(self._again)[2])
+        if self._cancelled:
+            self._pending.clear()
+            self._again.clear()
+            return
+        while self._pending and self._outstanding < run.window:
+            if self._over_budget():
+                self._give_up_rest(out)
+                return
+            task, tries, remedy = self._pending.popleft()
+            run.submit(self._work(task, tries, remedy))
+            self._outstanding += 1
+
+    def _take(self, execution: Execution, out: FanOutResult) -> None:
+        result = execution.result
+        self._append_log(execution.log)
+        out.engine.update(execution.engine)
+        self._spent_usd += result.cost_usd
+        spent = self._task_cost[result.index] = self._task_cost.get(result.index, 0.0) + result.cost_usd
+        result = result.model_copy(update={"cost_usd": round(spent, 6)})
+        policy = self._machine.policy
+        again = result.error and decide(
+            result.error.kind,
+            result.tries,
+            max_tries=policy.max_task_tries,
+            first_delay_s=policy.retry_delay_s,
+        )
+        stopping = self._cancelled or self._machine.stop.is_set()
+        retry = bool(again) and not stopping
+        self._machine.observe(TaskFinished(self._plan.job_id, result, will_retry=retry))
+        if again and retry:
+            due = self._machine.clock.monotonic() + again.delay_s
+            task = next(task for task in self._plan.tasks if task.index == result.index)
+            heapq.heappush(self._again, (due, next(self._order), (task, result.tries + 1, again.remedy)))
+        elif not (stopping and result.error and result.error.kind is ErrorKind.CANCELLED):
+            out.results[result.index] = result
+
+    def _work(self, task: Task, tries: int, remedy: Remedy) -> Work:
+        options: dict[str, Scalar] = {}
+        if isinstance(self._job, RenderJob):
+            options["allow_invalid_outputs"] = self._job.allow_invalid_outputs
+        return Work(
+            job_id=self._plan.job_id,
+            attempt=self._attempt,
+            kind=self._plan.kind,
+            task=task,
+            shared=self._plan.shared,
+            inputs=self._plan.inputs,
+            models=self._plan.models,
+            gpu=self._gpu,
+            timeout_s=self._timeout_s,
+            tries=tries,
+            remedy=remedy,
+            options=options,
+        )
+
+    def _wait_s(self) -> float:
+        now = self._machine.clock.monotonic()
+        due = min(self._renew_at, self._poll_at, *(entry[0] for entry in self._again[:1]))
+        # Short enough to notice a stop; the launcher's queue wakes us earlier for results.
+        return min(max(0.0, due - now), 1.0)
+
+    def _keep_lease(self, run: Run) -> None:
+        """Renew in good time; a store out of reach is no reason to stop before the lease ends."""
+        machine = self._machine
+        if machine.clock.monotonic() < self._renew_at:
+            return
+        try:
+            machine.authority.check()
+            self._lease = machine.leases.renew(self._lease)
+            self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
+        except StoreUnavailable:
+            if not machine.leases.holds(self._lease):
+                run.cancel(ErrorKind.PREEMPTED)
+                raise LeaseLost("could not be renewed in time", where=self._plan.job_id) from None
+            self._renew_at = machine.clock.monotonic() + min(5.0, machine.policy.renew_s)
+        except Exception:
+            run.cancel(ErrorKind.PREEMPTED)
+            raise
+
+    def _poll_cancel(self, run: Run) -> None:
+        """Look for a cancel request now and then. Cost: 1 request each time."""
+        machine = self._machine
+        if self._cancelled or machine.clock.monotonic() < self._poll_at:
+            return
+        self._poll_at = machine.clock.monotonic() + machine.policy.cancel_poll_s
+        try:
+            machine.stores.main.stat(cancel_key(self._plan.job_id))
+        except (NotFound, StoreUnavailable):
+            return
+        self._cancelled = True
+        run.cancel(ErrorKind.CANCELLED)
+
+    def _check_stop(self, run: Run) -> None:
+        if not self._machine.stop.is_set():
+            return
+        run.cancel(ErrorKind.PREEMPTED)
+        clock, policy = self._machine.clock, self._machine.policy
+        until = clock.monotonic() + policy.stop_grace_s
+        # What is nearly done gets to write its result, for the next attempt to adopt.
+        while self._outstanding and (left_s := until - clock.monotonic()) > 0:
+            if run.next(left_s) is not None:
+                self._outstanding -= 1
+        raise Interrupted("this runner was stopped")
+
+    def _over_budget(self) -> bool:
+        return self._spent_usd >= self._cap_usd and self._spent_usd > 0
+
+    @property
+    def _cap_usd(self) -> float:
+        if self._job.max_cost_usd is not None:
+            return self._job.max_cost_usd
+        return self._machine.policy.max_job_cost_usd
+
+    def _give_up_rest(self, out: FanOutResult) -> None:
+        error = ErrorReport(
+            kind=ErrorKind.OVER_BUDGET,
+            what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
+            where="max_cost_usd",
+            mend="Raise max_cost_usd and use `dropbatch retry`; finished tasks are kept",
+        )
+        for task, tries, _ in self._pending:
+            out.results[task.index] = TaskResult(
+                index=task.index,
+                hash=task.hash,
+                status="failed",
+                params=task.params,
+                seed=task.seed,
+                error=error,
+                attempt=self._attempt,
+                execution="",
+                tries=tries - 1,
+                started_at=self._machine.clock.now(),
+                seconds=0.0,
+            )
+        self._pending.clear()
+
+    def _append_log(self, text: str) -> None:
+        if text and len(self.log) < _MAX_LOG_BYTES:
+            self.log = (self.log + text.rstrip("\n") + "\n")[:_MAX_LOG_BYTES]

@@ -1,0 +1,185 @@
+"""What lies in the inbox: one flat, streaming listing, sorted into what is to be done.
+
+Cost follows what is pending, never the history; no state is kept per object.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from processor.layout import (
+    CANCEL,
+    CONTROL,
+    DATASETS_INBOX,
+    EMITTED,
+    INBOX,
+    JOBS,
+    NIGHTLY,
+    PAUSED,
+    RECURRING,
+    is_job_id,
+    job_id,
+)
+from processor.store import ObjectInfo, Store
+
+_MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
+_SAMPLE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One version of a job file in the inbox."""
+
+    key: str
+    version: str
+    """"" where the listing does not tell it; `stat` does."""
+    size_bytes: int
+    modified: datetime
+    superseded: bool = False
+    """A newer version, or a delete marker, stands above it."""
+
+    @property
+    def emitted_id(self) -> str | None:
+        """The job id in the name of what the machine itself dropped; None for users' drops."""
+        if not self.key.startswith(EMITTED):
+            return None
+        stem = self.key[len(EMITTED) :].removesuffix(".json")
+        return stem if is_job_id(stem) else None
+
+    @property
+    def job_id(self) -> str:
+        """The job this drop is. Needs `version`."""
+        return self.emitted_id or job_id(self.key, self.version)
+
+
+@dataclass(slots=True)
+class DatasetFolder:
+    """A dataset folder as far as a listing tells."""
+
+    name: str
+    files: int = 0
+    size_bytes: int = 0
+    ready: bool = False
+    newest: datetime | None = None
+
+
+@dataclass(slots=True)
+class Inbox:
+    """One scan's findings; bounded, however full the inbox is."""
+
+    date: datetime
+    """The store's clock at the first page."""
+    due: list[Drop] = field(default_factory=list)
+    """The oldest due job files, oldest first."""
+    pending: int = 0
+    """How many job files are due in all."""
+    nightly: int = 0
+    """How many wait for the night."""
+    recurring: list[Drop] = field(default_factory=list)
+    superseded: list[Drop] = field(default_factory=list)
+    hidden: list[ObjectInfo] = field(default_factory=list)
+    """Delete markers over drops that a user removed by name."""
+    datasets: dict[str, DatasetFolder] = field(default_factory=dict)
+    cancels: dict[str, ObjectInfo] = field(default_factory=dict)
+    """Job id → the request to cancel it."""
+    paused: bool = False
+    ignored: int = 0
+    ignored_sample: list[str] = field(default_factory=list)
+
+
+def scan(store: Store, *, keep: int, night_open: bool = False) -> Inbox:
+    """List the inbox once.
+
+    Args:
+        keep: how many due drops to keep, the oldest; memory is bounded by it.
+        night_open: drops under `inbox/nightly/` are due, too.
+    Cost: 1 request per 1,000 objects in the inbox, at least 1.
+    """
+    found: Inbox | None = None
+    oldest: list[tuple[float, str, Drop]] = []
+    pages = store.list(INBOX, versions=store.capabilities.versions)
+    for page in pages:
+        if found is None:
+            found = Inbox(page.date)
+        for drop in _due(found, page.objects, night_open):
+            found.pending += 1
+            entry = (-drop.modified.timestamp(), drop.key, drop)
+            if len(oldest) < keep:
+                heapq.heappush(oldest, entry)
+            elif entry[:2] > oldest[0][:2]:
+                heapq.heapreplace(oldest, entry)
+    if found is None:
+        raise AssertionError("a store lists at least one page")
+    found.due = [drop for _, _, drop in sorted(oldest, key=lambda entry: (-entry[0], entry[1]))]
+    return found
+
+
+def is_marker(name: str) -> bool:
+    """Whether a file is an operating system's or tool's litter, or our own marker: never data."""
+    return name in _MARKERS or name.startswith("._")
+
+
+def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[Drop]:
+    """Sort one page; yield the job files that are due now."""
+    for item in objects:
+        key = item.key
+        nightly = key.startswith(NIGHTLY)
+        if (key.startswith(JOBS) or nightly or "/" not in key[len(INBOX) :]) and key.endswith(".json"):
+            if is_marker(PurePosixPath(key).name):
+                _ignore(found, key)
+            elif item.delete_marker:
+                found.hidden.append(item)
+            elif not item.latest:
+                found.superseded.append(_drop(item, superseded=True))
+            elif nightly and not night_open:
+                found.nightly += 1
+            else:
+                yield _drop(item)
+        else:
+            _other(found, item)
+
+
+def _other(found: Inbox, item: ObjectInfo) -> None:
+    key = item.key
+    if key.startswith(DATASETS_INBOX) and key.count("/") >= 3:
+        if item.latest and not item.delete_marker:
+            _count(found, item)
+    elif item.delete_marker or not item.latest:
+        if key.startswith((RECURRING, CONTROL)) and not item.delete_marker:
+            found.superseded.append(_drop(item, superseded=True))
+    elif key.startswith(RECURRING) and key.endswith(".json"):
+        found.recurring.append(_drop(item))
+    elif key == PAUSED:
+        found.paused = True
+    elif key.startswith(CANCEL):
+        found.cancels[key[len(CANCEL) :]] = item
+    else:
+        _ignore(found, key)
+
+
+def _count(found: Inbox, item: ObjectInfo) -> None:
+    name, _, path = item.key[len(DATASETS_INBOX) :].partition("/")
+    folder = found.datasets.setdefault(name, DatasetFolder(name))
+    if path == "_READY":
+        folder.ready = True
+    elif not is_marker(PurePosixPath(path).name):
+        folder.files += 1
+        folder.size_bytes += item.size_bytes
+    if folder.newest is None or item.modified > folder.newest:
+        folder.newest = item.modified
+
+
+def _ignore(found: Inbox, key: str) -> None:
+    if is_marker(PurePosixPath(key).name):
+        return
+    found.ignored += 1
+    if len(found.ignored_sample) < _SAMPLE:
+        found.ignored_sample.append(key)
+
+
+def _drop(item: ObjectInfo, *, superseded: bool = False) -> Drop:
+    return Drop(item.key, item.version, item.size_bytes, item.modified, superseded)

@@ -1,0 +1,50 @@
+"""The parts of one running machine, put together once and handed down."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from processor.clock import StoreClock
+from processor.events import Observer, ignore
+from processor.handler import Handler, Stop, Stores
+from processor.launch import Launcher
+from processor.leases.authority import Authority
+from processor.leases.lease import Leases
+from processor.policy import Policy
+
+
+def new_nonce() -> str:
+    """Names one process's try at something; 64 random bits, so that no two are ever equal."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything the protocol needs, injected: a simulation builds a fleet of these.
+
+    `handlers` plan jobs here, on a CPU; `launcher` runs their tasks, here or elsewhere.
+    """
+
+    stores: Stores
+    leases: Leases
+    authority: Authority
+    clock: StoreClock
+    launcher: Launcher
+    handlers: Mapping[str, Handler]
+    policy: Policy
+    observe: Observer = ignore
+    stop: Stop = field(default_factory=Stop)
+    """Set to wind down: nothing new is claimed or submitted, leases are given back."""
+    nonce: Callable[[], str] = new_nonce
+    host: str = field(default_factory=socket.gethostname)
+
+    def close(self) -> None:
+        """Stop the launcher's engines and close the stores. Idempotent."""
+        self.launcher.close()
+        for store in {
+            id(s): s for s in (self.stores.main, self.stores.models, self.stores.datasets)
+        }.values():
+            store.close()

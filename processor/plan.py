@@ -1,0 +1,101 @@
+"""The plan of a job: made once, elected, and the same for every later attempt."""
+
+from __future__ import annotations
+
+import hashlib
+
+from processor.attempt import Trying
+from processor.commit import standing
+from processor.errors import JobInvalid, StoreError
+from processor.handler import PlanContext
+from processor.layout import attempt_key, execution_prefix
+from processor.leases.protocol import Record
+from processor.machine import Machine
+from processor.models import JobBase
+from processor.records import Attempt, Plan, TaskResult, dump
+from processor.store import read_bytes
+
+
+def elect_plan(trying: Trying, job: JobBase) -> Plan:
+    """The one plan of this job: an earlier attempt's if one was elected, else ours.
+
+    Ours is written in `attempt.json` first; the election only names it by its hash. Task k
+    is the same for ever, because all attempts use the plan that won.
+
+    Raises:
+        JobInvalid: the job can't be resolved to tasks.
+    Cost: 1 request and 1 of the lease store; 1 more of each for a later attempt.
+    """
+    leases = trying.machine.leases.store
+    election = f"plan/{trying.job_id}"
+    if trying.claim.lease.epoch > 1 and (winner := leases.read(election)) is not None:
+        return _winners(trying, winner)
+    trying.plan = _make(trying, job)
+    trying.begin()
+    sha256 = hashlib.sha256(dump(trying.plan)).hexdigest()
+    winner = leases.create(election, {"nonce": trying.name, "sha256": sha256})
+    return trying.plan if winner["nonce"] == trying.name else _winners(trying, winner)
+
+
+def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> dict[int, TaskResult]:
+    """A retried job's successes, their files copied: no job's results point into another's.
+
+    Cost: 1 request, and 1 per file.
+    """
+    manifest = standing(machine, parent)
+    copied: dict[int, TaskResult] = {}
+    for result in manifest.tasks if manifest else ():
+        if result.status != "done":
+            continue
+        prefix = execution_prefix(plan.job_id, attempt, result.index, result.execution)
+        files = []
+        for file in result.files:
+            machine.stores.main.copy(file.key, prefix + file.name)
+            files.append(file.model_copy(update={"key": prefix + file.name}))
+        copied[result.index] = result.model_copy(
+            update={"files": files, "attempt": attempt, "reused_from": parent, "cost_usd": 0.0}
+        )
+    return copied
+
+
+def _make(trying: Trying, job: JobBase) -> Plan:
+    machine = trying.machine
+    handler = machine.handlers.get(job.kind)
+    if handler is None:
+        raise JobInvalid(
+            f"this runner has no handler for {job.kind} jobs",
+            where=trying.claim.drop.key,
+            mend="Name one in dropbatch.toml under [handlers]",
+        )
+    if job.retry_of is not None:
+        return _parents(machine, job.retry_of, trying.job_id)
+    context = PlanContext(
+        job_id=trying.job_id,
+        drop_key=trying.claim.drop.key,
+        stores=machine.stores,
+        now=machine.clock.now(),
+        max_tasks=machine.policy.max_tasks,
+    )
+    return handler.plan(job, context)
+
+
+def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
+    """A retry runs its parent's plan, drawn seeds and all. Cost: 1 request."""
+    manifest = standing(machine, parent)
+    if manifest is None or manifest.plan is None:
+        raise JobInvalid(
+            "no finished job with a plan has this id",
+            where=f"retry_of: {parent}",
+            mend="`dropbatch status` lists the ids; a job that never got a plan is dropped again instead",
+        )
+    return manifest.plan.model_copy(update={"job_id": job_id})
+
+
+def _winners(trying: Trying, winner: Record) -> Plan:
+    key = attempt_key(trying.job_id, str(winner["nonce"]))
+    limit_bytes = trying.machine.policy.max_record_bytes
+    data = read_bytes(trying.machine.stores.main, key, limit_bytes=limit_bytes)
+    plan = Attempt.model_validate_json(data).plan
+    if plan is None or hashlib.sha256(dump(plan)).hexdigest() != winner["sha256"]:
+        raise StoreError("the elected plan has changed since its election", where=key)
+    return plan

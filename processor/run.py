@@ -1,0 +1,141 @@
+"""The loop on one machine: tick, hand claims to dispatcher threads, wait to be woken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from processor.attempt import Claim
+from processor.dispatch import process
+from processor.machine import Machine
+from processor.records import Manifest, Outcome
+from processor.tick import TickReport, tick
+
+log = structlog.get_logger(__name__)
+
+
+class Wake:
+    """Ends the loop's waiting early: a watcher, a finished job or a stop sets it."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._event.wait(timeout_s)
+        self._event.clear()
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a run came to."""
+
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    given_back: int = 0
+    problem: str | None = None
+
+    @property
+    def settled(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def all_well(self) -> bool:
+        good = self.outcomes.get(Outcome.DONE, 0) + self.outcomes.get(Outcome.CANCELLED, 0)
+        return self.problem is None and good == self.settled
+
+
+def run(
+    machine: Machine,
+    *,
+    concurrency: int = 4,
+    once: bool = False,
+    wake: Wake | None = None,
+    on_tick: Callable[[TickReport], None] | None = None,
+) -> RunReport:
+    """Work the bucket until stopped; with `once`, until nothing is due any more.
+
+    Args:
+        concurrency: jobs in work at a time; their tasks share one launcher.
+        wake: set by whoever knows that something was dropped.
+    Returns:
+        When `machine.stop` is set (running tasks are asked to end, leases are given back),
+        or with `once` when the inbox holds nothing this runner could still do; what another
+        runner has leased is waited for, since that runner may have died.
+    """
+    return _Loop(machine, concurrency, wake or Wake(), on_tick).run(once=once)
+
+
+class _Loop:
+    def __init__(
+        self,
+        machine: Machine,
+        concurrency: int,
+        wake: Wake,
+        on_tick: Callable[[TickReport], None] | None,
+    ) -> None:
+        self._machine = machine
+        self._concurrency = concurrency
+        self._wake = wake
+        self._on_tick = on_tick
+        self._lock = threading.Lock()
+        self._busy: dict[str, Future[Manifest | None]] = {}
+        self._report = RunReport()
+        self._problem_logged: str | None = None
+
+    def run(self, *, once: bool) -> RunReport:
+        stop = self._machine.stop
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="dispatch") as pool:
+            while not stop.is_set():
+                tick_report = self._tick()
+                for claim in tick_report.claims:
+                    self._start(pool, claim)
+                if once and self._finished(tick_report):
+                    break
+                self._wake.wait(self._pause_s(tick_report))
+        return self._report
+
+    def _tick(self) -> TickReport:
+        with self._lock:
+            busy = set(self._busy)
+        report = tick(self._machine, capacity=self._concurrency - len(busy), busy=busy)
+        if report.problem and report.problem != self._problem_logged:
+            log.error("tick.problem", why=report.problem)
+        self._problem_logged = self._report.problem = report.problem
+        if self._on_tick:
+            self._on_tick(report)
+        return report
+
+    def _start(self, pool: ThreadPoolExecutor, claim: Claim) -> None:
+        with self._lock:
+            future = pool.submit(process, self._machine, claim)
+            self._busy[claim.lease.job_id] = future
+        future.add_done_callback(lambda done: self._end(claim.lease.job_id, done))
+
+    def _end(self, job_id: str, done: Future[Manifest | None]) -> None:
+        manifest = done.result()
+        with self._lock:
+            del self._busy[job_id]
+            if manifest is None:
+                self._report.given_back += 1
+            else:
+                outcomes = self._report.outcomes
+                outcomes[manifest.outcome] = outcomes.get(manifest.outcome, 0) + 1
+        self._wake.set()
+
+    def _finished(self, report: TickReport) -> bool:
+        with self._lock:
+            if self._busy or report.claims:
+                return False
+        return report.problem is not None or report.paused or not (report.young or report.leased)
+
+    def _pause_s(self, report: TickReport) -> float:
+        with self._lock:
+            full = len(self._busy) >= self._concurrency
+        # A full runner is woken by whichever job ends; it need not look before.
+        return 60.0 if full else report.next_wake_s

@@ -1,0 +1,59 @@
+"""Settle: the drop leaves the inbox, to `done/` or `failed/`, once its manifest stands."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import PurePosixPath
+
+from processor.errors import NotFound, StoreError, VersionMismatch
+from processor.inbox import Drop
+from processor.layout import cancel_key, settled_prefix
+from processor.machine import Machine
+from processor.records import Manifest
+from processor.report import error_json
+from processor.store import ObjectInfo
+
+
+def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancel: ObjectInfo | None) -> None:
+    """Copy this version of the drop, check the copy's reply, then delete this version.
+
+    A re-upload that arrived meanwhile is another version and survives. Where it goes
+    derives from the manifest alone, so repeating after a crash changes nothing.
+
+    Args:
+        cancel: the request to cancel this job, if there is one; it goes, too.
+    Cost: 2 requests; 1 more for an error report, 1 for a cancel request.
+    """
+    store = machine.stores.main
+    prefix = settled_prefix(manifest.outcome, manifest.finished_at, manifest.job_id)
+    if manifest.outcome.settles_in == "failed":
+        store.put(prefix + "error.json", error_json(manifest), media_type="application/json")
+    try:
+        copy = store.copy(drop.key, prefix + PurePosixPath(drop.key).name, version=drop.version)
+    except NotFound:
+        pass  # an earlier pass got further than this before it died, or the user removed the drop
+    else:
+        if copy.size_bytes != drop.size_bytes:
+            raise StoreError(
+                f"the copy has {copy.size_bytes} bytes, the drop {drop.size_bytes}", where=copy.key
+            )
+        remove(machine, drop)
+    if cancel is not None:
+        store.delete(cancel_key(manifest.job_id), version=cancel.version or _version(machine, cancel.key))
+
+
+def remove(machine: Machine, drop: Drop) -> None:
+    """Delete exactly this version of a drop; a newer upload under the same key stays.
+
+    Cost: 1 request; 2 without versions.
+    """
+    # A mismatch means that it was replaced since: what stands now is another drop's content.
+    with suppress(VersionMismatch):
+        machine.stores.main.delete(drop.key, version=drop.version)
+
+
+def _version(machine: Machine, key: str) -> str:
+    try:
+        return machine.stores.main.stat(key).version
+    except NotFound:
+        return ""

@@ -1,0 +1,169 @@
+"""A tick: one pass over the inbox that claims what is due. It never waits and never runs a job."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import structlog
+
+from processor.attempt import Claim
+from processor.errors import ForeignAuthority, StoreError
+from processor.events import JobClaimed
+from processor.inbox import Drop, Inbox, scan
+from processor.leases.lease import Lease
+from processor.machine import Machine
+from processor.peek import Peeked, peek
+from processor.settle import remove
+
+log = structlog.get_logger(__name__)
+
+_LOOKAHEAD = 4
+"""Drops peeked at per job that could be claimed: among them priority decides, then age."""
+_STALE_CANCEL = timedelta(hours=1)
+
+
+@dataclass(slots=True)
+class TickReport:
+    """What one pass found and took."""
+
+    claims: list[Claim] = field(default_factory=list)
+    pending: int = 0
+    """Job files that were due, claimed or not."""
+    young: int = 0
+    """Of those looked at: perhaps still being written."""
+    later: int = 0
+    """Of those looked at: not due yet, or for another place."""
+    leased: int = 0
+    """Of those looked at: another runner's."""
+    paused: bool = False
+    inbox: Inbox | None = None
+    problem: str | None = None
+    """Why nothing could be done, for people."""
+    refused: Literal["authority"] | None = None
+
+    @property
+    def next_wake_s(self) -> float:
+        """How long until another pass is worth while, without being woken."""
+        if self.problem:
+            return 30.0
+        return 2.0 if self.young or self.leased else 60.0
+
+
+def tick(
+    machine: Machine, *, capacity: int, busy: Collection[str] = (), night_open: bool = False
+) -> TickReport:
+    """Scan the inbox, claim up to `capacity` jobs, tidy what nobody will run.
+
+    Args:
+        busy: ids of jobs that this runner works on already; not asked about again.
+    Returns:
+        The report; what one drop does wrong never keeps others from being claimed.
+    Cost: 1 request per 1,000 objects in the inbox; 2 for the authority; 1 and 1 of the
+        lease store per job claimed.
+    """
+    report = TickReport()
+    try:
+        sent_at = machine.clock.monotonic()
+        inbox = scan(machine.stores.main, keep=machine.policy.scan_keep, night_open=night_open)
+        machine.clock.sync(inbox.date, sent_at=sent_at)
+        machine.authority.check()
+    except ForeignAuthority as error:
+        report.problem, report.refused = str(error), "authority"
+        return report
+    except StoreError as error:
+        report.problem = str(error)
+        return report
+    report.inbox, report.pending, report.paused = inbox, inbox.pending, inbox.paused
+    if not inbox.paused and capacity > 0 and not machine.stop.is_set():
+        _claim(machine, inbox, report, capacity, busy)
+    _tidy(machine, inbox, busy)
+    return report
+
+
+def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, busy: Collection[str]) -> None:
+    ready: list[Peeked] = []
+    for drop in inbox.due:
+        if len(ready) >= capacity * _LOOKAHEAD:
+            break
+        if drop.version and drop.job_id in busy:
+            continue
+        peeked = _peek(machine, drop)
+        if peeked is None or (peeked.drop.version and peeked.drop.job_id in busy):
+            continue
+        if peeked.state == "ready":
+            ready.append(peeked)
+        elif peeked.state in ("superseded", "withdrawn"):
+            _discard(machine, peeked.drop)
+        elif peeked.state == "young":
+            report.young += 1
+        else:
+            report.later += 1
+    ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
+    for peeked in ready:
+        if len(report.claims) >= capacity or machine.stop.is_set():
+            return
+        lease = _acquire(machine, peeked.drop)
+        if lease is None:
+            report.leased += 1
+            continue
+        machine.observe(JobClaimed(lease.job_id, peeked.drop.key))
+        report.claims.append(Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), peeked))
+
+
+def _peek(machine: Machine, drop: Drop) -> Peeked | None:
+    now = machine.clock.now()
+    try:
+        return peek(machine.stores.main, drop, policy=machine.policy, place=machine.launcher.place, now=now)
+    except StoreError as error:
+        log.warning("drop.not_read", key=drop.key, why=str(error))
+        return None
+
+
+def _acquire(machine: Machine, drop: Drop) -> Lease | None:
+    try:
+        return machine.leases.acquire(drop.job_id, nonce=machine.nonce())
+    except StoreError as error:
+        log.warning("lease.not_acquired", key=drop.key, why=str(error))
+        return None
+
+
+def _tidy(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
+    """Remove what would otherwise lie about: superseded versions, stale cancel requests."""
+    for drop in inbox.superseded:
+        if drop.job_id not in busy:
+            _discard(machine, drop)
+    for marker in inbox.hidden:
+        _quietly(machine, marker.key, marker.version)
+    pending = {drop.job_id for drop in inbox.due if drop.version or drop.emitted_id}
+    for job_id, request in inbox.cancels.items():
+        if job_id not in pending and job_id not in busy and inbox.date - request.modified > _STALE_CANCEL:
+            _quietly(machine, request.key, request.version)
+
+
+def _discard(machine: Machine, drop: Drop) -> None:
+    """Remove a version that a newer one replaced, unless somebody is running it.
+
+    Under its lease, so that nobody can begin it at the same time. Cost: 1 request and 2
+    of the lease store.
+    """
+    if not drop.version:
+        return  # without versions nothing of it is left
+    lease = _acquire(machine, drop)
+    if lease is None:
+        return
+    try:
+        remove(machine, drop)
+        machine.leases.release(lease)
+    except StoreError as error:
+        log.warning("drop.not_discarded", key=drop.key, why=str(error))
+
+
+def _quietly(machine: Machine, key: str, version: str) -> None:
+    try:
+        version = version or machine.stores.main.stat(key).version
+        machine.stores.main.delete(key, version=version)
+    except StoreError as error:
+        log.debug("inbox.not_tidied", key=key, why=str(error))

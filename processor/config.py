@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -34,6 +34,7 @@ from pydantic_settings import (
 )
 
 from processor.errors import ConfigError
+from processor.policy import Policy
 from processor.problems import find_problems, nearest
 
 CONFIG_FILE = "dropbatch.toml"
@@ -56,7 +57,9 @@ _SECRET_NAME = re.compile(r"(^|_)(key|key_id|secret|token|password)($|_)", re.IG
 
 KIB = 1024
 MIB = 1024 * KIB
-GIB = 1024 * MIB
+
+_POLICY = Policy()
+"""The machine's own defaults: what a setting shares with it is written there alone."""
 
 
 def _as_url(value: str) -> str:
@@ -126,19 +129,25 @@ class Settings(BaseSettings):
         "proves put-if-absent, else Modal's Dict.",
     )
     lease_s: float = Field(
-        default=600, gt=0, description="How long a job stays with a runner that went silent."
+        default=_POLICY.lease_s, gt=0, description="How long a job stays with a runner that went silent."
     )
-    renew_s: float = Field(default=120, gt=0, description="How often a runner renews its leases.")
+    renew_s: float = Field(default=_POLICY.renew_s, gt=0, description="How often a runner renews its leases.")
 
     # --- jobs
     concurrency: int = Field(default=4, ge=1, le=1000, description="Jobs that one runner works on at a time.")
     max_attempts: int = Field(
-        default=3, ge=1, le=10, description="Attempts before a job is given up as `dead`."
+        default=_POLICY.max_attempts, ge=1, le=10, description="Attempts before a job is given up as `dead`."
     )
-    max_tasks: int = Field(default=10_000, ge=1, description="Tasks a job may expand to.")
-    render_timeout_s: float = Field(default=20 * 60, gt=0, description="For one render task.")
-    train_timeout_s: float = Field(default=24 * 3600, gt=0, le=24 * 3600, description="For one training run.")
-    job_file_limit_bytes: int = Field(default=8 * MIB, ge=KIB, description="Larger job files are refused.")
+    max_tasks: int = Field(default=_POLICY.max_tasks, ge=1, description="Tasks a job may expand to.")
+    render_timeout_s: float = Field(
+        default=_POLICY.task_timeout_s["render"], gt=0, description="For one render task."
+    )
+    train_timeout_s: float = Field(
+        default=_POLICY.task_timeout_s["train"], gt=0, le=24 * 3600, description="For one training run."
+    )
+    job_file_limit_bytes: int = Field(
+        default=_POLICY.max_job_bytes, ge=KIB, description="Larger job files are refused."
+    )
     input_limit_bytes: int = Field(default=512 * MIB, ge=KIB, description="Larger input files are refused.")
     allow_nodes: Names = Field(
         default=[],
@@ -152,9 +161,11 @@ class Settings(BaseSettings):
     zone: Zone = Field(default="UTC", description="Time zone of the nightly window and of day limits.")
     night_start: time = Field(default=time(1), description="When held nightly jobs begin to run.")
     night_end: time = Field(default=time(7), description="When no further nightly job is begun.")
-    max_job_cost_usd: float = Field(default=10, ge=0, description="A job stops fanning out at this cost.")
+    max_job_cost_usd: float = Field(
+        default=_POLICY.max_job_cost_usd, ge=0, description="A job stops fanning out at this cost."
+    )
     max_day_cost_usd: float = Field(
-        default=25, ge=0, description="No further task is begun on a day at this cost."
+        default=_POLICY.max_day_cost_usd, ge=0, description="No further task is begun on a day at this cost."
     )
 
     # --- engines on this machine
@@ -191,6 +202,15 @@ class Settings(BaseSettings):
 
     config_file: Path | None = Field(default=None, exclude=True, json_schema_extra={"internal": True})
     """The file that the rest was read from; set by `load`."""
+
+    @model_validator(mode="after")
+    def _renews_in_time(self) -> Settings:
+        if self.renew_s * 2 > self.lease_s:
+            raise ValueError(
+                f"renew_s ({self.renew_s:g}) must leave time for a second try: "
+                f"at most half of lease_s ({self.lease_s:g})"
+            )
+        return self
 
     @property
     def store_url(self) -> str:
@@ -349,6 +369,7 @@ def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[s
     first = problems[0]
     name = first.path.partition(".")[0]
     variable = ENV_PREFIX + name.upper()
+    where: str | None
     if name in flags:
         where = "--" + name.replace("_", "-")
     elif variable in os.environ:
@@ -356,6 +377,6 @@ def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[s
     elif name.upper() in os.environ and name.startswith("comfyui_"):
         where = name.upper()
     else:
-        where = ": ".join(part for part in (str(path or ""), first.path) if part)
+        where = ": ".join(part for part in (str(path or ""), first.path) if part) or None
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ConfigError(first.what + more, where=where, mend=first.mend)

@@ -1,0 +1,81 @@
+"""Printing: tables and lines for people, one JSON document for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+STYLES = {
+    "done": "green",
+    "ok": "green",
+    "partial": "yellow",
+    "warn": "yellow",
+    "running": "cyan",
+    "failed": "red",
+    "invalid": "red",
+    "dead": "red",
+    "fail": "red",
+    "cancelled": "bright_black",
+    "waiting": "bright_black",
+}
+"""The colour of each word that says how something stands."""
+
+
+def out() -> Console:
+    """Where results go: stdout as it is now. Piped, lines are not folded."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+@cache
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """A remark on stderr, so that results can be piped."""
+    _stderr().print(f"[dim]{escape(text)}[/dim]")
+
+
+def warn(text: str) -> None:
+    _stderr().print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def word(state: str) -> str:
+    """A state, coloured, as Rich markup."""
+    style = STYLES.get(state)
+    return f"[{style}]{escape(state)}[/{style}]" if style else escape(state)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """A table without rules. Cells are Rich markup: escape what users wrote."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for position, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=position == 0)
+    for row in rows:
+        table.add_row(*row)
+    out().print(table)
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """How long before now, in one unit: `12 s ago`, `3 h ago`."""
+    seconds = max(0, (now - then).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

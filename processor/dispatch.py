@@ -86,7 +86,7 @@ def _settle_or_run(machine: Machine, claim: Claim) -> Manifest:
             mend=f"Remove comfy_outputs/{claim.lease.job_id}/manifest.json if it is a stray copy",
         )
     run_effects(machine, manifest)
-    settle(machine, claim.drop, manifest, cancel=claim.cancel)
+    settle(machine, claim.drop, manifest, cancelling=claim.cancel is not None)
     return manifest
 
 

@@ -81,8 +81,8 @@ class Inbox:
     """How many wait for the night."""
     recurring: list[Drop] = field(default_factory=list)
     superseded: list[Drop] = field(default_factory=list)
-    hidden: list[ObjectInfo] = field(default_factory=list)
-    """Delete markers over drops that a user removed by name."""
+    litter: list[ObjectInfo] = field(default_factory=list)
+    """Delete markers over drops that a user removed by name, old versions of requests."""
     datasets: dict[str, DatasetFolder] = field(default_factory=dict)
     cancels: dict[str, ObjectInfo] = field(default_factory=dict)
     """Job id → the request to cancel it."""
@@ -132,7 +132,7 @@ def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[
             if is_marker(PurePosixPath(key).name):
                 _ignore(found, key)
             elif item.delete_marker:
-                found.hidden.append(item)
+                found.litter.append(item)
             elif not item.latest:
                 found.superseded.append(_drop(item, superseded=True))
             elif nightly and not night_open:
@@ -149,8 +149,8 @@ def _other(found: Inbox, item: ObjectInfo) -> None:
         if item.latest and not item.delete_marker:
             _count(found, item)
     elif item.delete_marker or not item.latest:
-        if key.startswith((RECURRING, CONTROL)) and not item.delete_marker:
-            found.superseded.append(_drop(item, superseded=True))
+        if key.startswith(CONTROL):
+            found.litter.append(item)
     elif key.startswith(RECURRING) and key.endswith(".json"):
         found.recurring.append(_drop(item))
     elif key == PAUSED:

@@ -38,7 +38,7 @@ def read_job(data: bytes, *, key: str) -> JobBase:
             mend=EXPORT_API_HINT,
         )
     if is_api_export(value):
-        return RenderJob(workflow=value)
+        return RenderJob(kind="render", workflow=value)
     return _validated(_with_kind(value, key), key)
 
 

@@ -9,20 +9,19 @@ from processor.errors import NotFound, StoreError, VersionMismatch
 from processor.inbox import Drop
 from processor.layout import cancel_key, settled_prefix
 from processor.machine import Machine
-from processor.records import Manifest
+from processor.records import Manifest, Outcome
 from processor.report import error_json
-from processor.store import ObjectInfo
 
 
-def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancel: ObjectInfo | None) -> None:
+def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool) -> None:
     """Copy this version of the drop, check the copy's reply, then delete this version.
 
     A re-upload that arrived meanwhile is another version and survives. Where it goes
     derives from the manifest alone, so repeating after a crash changes nothing.
 
     Args:
-        cancel: the request to cancel this job, if there is one; it goes, too.
-    Cost: 2 requests; 1 more for an error report, 1 for a cancel request.
+        cancelling: there is, or was, a request to cancel this job; it goes, too.
+    Cost: 2 requests; 1 more for an error report, 2 for a cancel request.
     """
     store = machine.stores.main
     prefix = settled_prefix(manifest.outcome, manifest.finished_at, manifest.job_id)
@@ -38,8 +37,8 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancel: ObjectIn
                 f"the copy has {copy.size_bytes} bytes, the drop {drop.size_bytes}", where=copy.key
             )
         remove(machine, drop)
-    if cancel is not None:
-        store.delete(cancel_key(manifest.job_id), version=cancel.version or _version(machine, cancel.key))
+    if cancelling or manifest.outcome is Outcome.CANCELLED:
+        _drop_cancel_request(machine, cancel_key(manifest.job_id))
 
 
 def remove(machine: Machine, drop: Drop) -> None:
@@ -52,8 +51,7 @@ def remove(machine: Machine, drop: Drop) -> None:
         machine.stores.main.delete(drop.key, version=drop.version)
 
 
-def _version(machine: Machine, key: str) -> str:
-    try:
-        return machine.stores.main.stat(key).version
-    except NotFound:
-        return ""
+def _drop_cancel_request(machine: Machine, key: str) -> None:
+    store = machine.stores.main
+    with suppress(NotFound, VersionMismatch):
+        store.delete(key, version=store.stat(key).version)

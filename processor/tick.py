@@ -135,8 +135,8 @@ def _tidy(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
     for drop in inbox.superseded:
         if drop.job_id not in busy:
             _discard(machine, drop)
-    for marker in inbox.hidden:
-        _quietly(machine, marker.key, marker.version)
+    for item in inbox.litter:
+        _quietly(machine, item.key, item.version)
     pending = {drop.job_id for drop in inbox.due if drop.version or drop.emitted_id}
     for job_id, request in inbox.cancels.items():
         if job_id not in pending and job_id not in busy and inbox.date - request.modified > _STALE_CANCEL:

@@ -26,6 +26,7 @@ from processor.layout import job_prefix
 from processor.models import Scalar
 from processor.records import ErrorReport, Manifest, OutputFile, TaskResult
 from processor.redact import redact
+from processor.spelling import duration, money, size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -158,7 +159,7 @@ def _facts(manifest: Manifest, total: int) -> list[tuple[str, str]]:
         facts.insert(1, ("Files", f"{files:,}"))
         facts.append(("Engine time", duration(manifest.seconds)))
     if manifest.cost_usd:
-        facts.append(("Cost", f"${manifest.cost_usd:,.2f}" if manifest.cost_usd >= 0.01 else "under 1 ¢"))
+        facts.append(("Cost", money(manifest.cost_usd)))
     return facts
 
 
@@ -240,28 +241,6 @@ def _href(job_id: str, key: str) -> str | None:
 
 def _spell(value: Scalar) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(size_bytes: int) -> str:
-    """Bytes as people say them: `812 B`, `1.4 MB`."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 @cache

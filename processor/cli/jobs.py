@@ -1,0 +1,190 @@
+"""Finding jobs in a bucket: by the beginning of an id, waiting, running, or lately finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from processor.cli.exits import NoSuchJob
+from processor.errors import NotFound, StoreError
+from processor.inbox import Drop, scan
+from processor.layout import DONE, FAILED, OUTPUTS, is_job_id, job_prefix, manifest_key
+from processor.records import Attempt, Manifest
+from processor.store import Store, read_bytes
+
+MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+MAX_WAITING = 200
+"""Drops whose ids are worked out; more are only counted."""
+
+_THREADS = 16
+_RESULT = re.compile(r"[^/]+/(?P<index>\d{5,})-[^/]+/result\.json")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A drop in the inbox, and how far an attempt has come with it."""
+
+    drop: Drop
+    begun: bool
+    """An attempt has written something; whether it still runs only the lease store knows."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a job without a manifest has produced so far."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    finished: set[int] = field(default_factory=set)
+    """Indices of tasks with a result, good or bad."""
+    files: int = 0
+
+    @property
+    def tasks(self) -> int | None:
+        """Of the newest plan, once there is one."""
+        plans = [attempt.plan for attempt in self.attempts if attempt.plan]
+        return len(plans[-1].tasks) if plans else None
+
+
+def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """`work` of each item, in order, several requests at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, items))
+
+
+def find_job(store: Store, reference: str) -> str:
+    """The one job id that begins with `reference`.
+
+    Raises:
+        NoSuchJob: none does, or several do.
+    Cost: 2 requests for a full or unique id; those of a scan if it is only in the inbox.
+    """
+    found = []
+    for job in job_ids(store, reference):
+        if job == reference:
+            return job
+        found.append(job)
+        if len(found) > 5:
+            break
+    if not found:
+        found = [item.drop.job_id for item in waiting(store) if item.drop.job_id.startswith(reference)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NoSuchJob(f"several jobs begin like this: {', '.join(found[:5])}", where=reference)
+    raise NoSuchJob("there is no job with this id", where=reference, mend="`dropbatch status` lists them")
+
+
+def job_ids(store: Store, beginning: str = "") -> Iterator[str]:
+    """Ids of jobs that have written anything, in order, skipping over their files.
+
+    Cost: 1 request per job with many files, per 1,000 files otherwise.
+    """
+    start_after = ""
+    while True:
+        page = next(iter(store.list(OUTPUTS + beginning, start_after=start_after)))
+        if not page.objects:
+            return
+        job = ""
+        for item in page.objects:
+            job, slash, _ = item.key[len(OUTPUTS) :].partition("/")
+            if slash and item.key > start_after:
+                start_after = f"{OUTPUTS}{job}0"  # "0" follows "/": behind all files of this job
+                if is_job_id(job):
+                    yield job
+        start_after = max(start_after, page.objects[-1].key)
+
+
+def waiting(store: Store) -> list[Waiting]:
+    """Drops in the inbox, oldest first, at most `MAX_WAITING`.
+
+    Cost: those of a scan, and 1 or 2 per drop.
+    """
+    inbox = scan(store, keep=MAX_WAITING, night_open=True)
+    return [item for item in in_threads(lambda drop: _look(store, drop), inbox.due) if item]
+
+
+def _look(store: Store, drop: Drop) -> Waiting | None:
+    if not drop.version and drop.emitted_id is None:
+        try:
+            info = store.stat(drop.key)
+        except NotFound:  # settled since it was listed
+            return None
+        drop = Drop(drop.key, info.version, info.size_bytes, info.modified)
+    page = next(iter(store.list(job_prefix(drop.job_id))))
+    return Waiting(drop, begun=bool(page.objects))
+
+
+def recent(store: Store, *, limit: int, now: datetime, days: int) -> list[Manifest]:
+    """Manifests of the jobs settled last, newest first.
+
+    Cost: 2 requests a day looked back, and 1 per job returned.
+    """
+    found: list[tuple[datetime, str]] = []
+    for back in range(days):
+        day = f"{now - timedelta(days=back):%Y-%m-%d}/"
+        for top in (DONE, FAILED):
+            found += _settled_on(store, top + day)
+        if len(found) >= limit:
+            break
+    newest = [job for _, job in sorted(found, reverse=True)[:limit]]
+    manifests = [manifest for manifest in in_threads(lambda job: _read(store, job), newest) if manifest]
+    return sorted(manifests, key=lambda manifest: manifest.finished_at, reverse=True)
+
+
+def _settled_on(store: Store, prefix: str) -> Iterator[tuple[datetime, str]]:
+    newest: dict[str, datetime] = {}
+    for page in store.list(prefix):
+        for item in page.objects:
+            job = item.key[len(prefix) :].partition("/")[0]
+            newest[job] = max(item.modified, newest.get(job, item.modified))
+    return ((modified, job) for job, modified in newest.items())
+
+
+def read_manifest(store: Store, job: str) -> Manifest | None:
+    """A job's manifest, None if none stands. Never reads absence from a refusal. Cost: 2 requests."""
+    page = next(iter(store.list(manifest_key(job))))
+    return _read(store, job) if any(item.key == manifest_key(job) for item in page.objects) else None
+
+
+def _read(store: Store, job: str) -> Manifest | None:
+    try:
+        data = read_bytes(store, manifest_key(job), limit_bytes=MAX_MANIFEST_BYTES)
+    except NotFound:
+        return None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise StoreError(
+            f"not a manifest that this version reads ({error.error_count()} faults)",
+            where=manifest_key(job),
+            mend="It may be of a newer Dropbatch: update this one",
+        ) from None
+
+
+def progress(store: Store, job: str) -> Progress:
+    """How far a job without a manifest is. Cost: 1 request per 1,000 files and 1 per attempt."""
+    so_far = Progress()
+    prefix = job_prefix(job)
+    for page in store.list(prefix):
+        for item in page.objects:
+            name = item.key[len(prefix) :]
+            if match := _RESULT.fullmatch(name):
+                so_far.finished.add(int(match["index"]))
+            elif name.endswith("/attempt.json"):
+                so_far.attempts.append(_attempt(store, item.key))
+            else:
+                so_far.files += 1
+    so_far.attempts.sort(key=lambda attempt: attempt.begun_at)
+    return so_far
+
+
+def _attempt(store: Store, key: str) -> Attempt:
+    return Attempt.model_validate_json(read_bytes(store, key, limit_bytes=MAX_MANIFEST_BYTES))

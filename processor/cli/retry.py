@@ -1,0 +1,58 @@
+"""`dropbatch retry`: a finished job's failed tasks again, as a new job."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Annotated, Any
+
+import typer
+
+from processor.cli import console
+from processor.cli.exits import NoSuchJob
+from processor.cli.options import Bucket, Config, EndpointUrl, JobRef, Json, load_settings, open_main
+from processor.errors import JobInvalid
+
+
+def command(
+    job: JobRef,
+    *,
+    all_tasks: Annotated[bool, typer.Option("--all", help="Every task, not only those that failed.")] = False,
+    as_json: Json = False,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    config: Config = None,
+) -> None:
+    """Run a job's failed tasks again, as a new job.
+
+    It uses the plan of the first one, drawn seeds and all; results that are good are copied.
+
+    \b
+    Example:
+      dropbatch retry portrait-3f9a
+      dropbatch retry portrait-3f9a --all
+    """
+    from processor.cli.jobs import find_job, read_manifest
+    from processor.layout import JOBS, job_id
+
+    store = open_main(load_settings(config, bucket, endpoint_url))
+    parent = find_job(store, job)
+    manifest = read_manifest(store, parent)
+    if manifest is None:
+        raise NoSuchJob("has not finished yet", where=parent, mend="`dropbatch status` shows how far it is")
+    if manifest.job is None or manifest.plan is None:
+        raise JobInvalid("never became tasks that could be tried again", where=parent, mend="Drop it anew")
+    if not all_tasks and all(result.status == "done" for result in manifest.tasks) and manifest.tasks:
+        raise JobInvalid("none of its tasks failed", where=parent, mend="--all runs every task again")
+    again: dict[str, Any] = {**manifest.job, "kind": manifest.kind, "retry_of": parent}
+    again["retry_tasks"] = "all" if all_tasks else "failed"
+    again.pop("origin", None)
+    again.pop("not_before", None)
+    # A key of its own: on a store without versions the same key twice could be one job.
+    key = f"{JOBS}{parent.rpartition('-')[0]}-retry-{secrets.token_hex(4)}.json"
+    info = store.put(key, json.dumps(again, ensure_ascii=False).encode(), media_type="application/json")
+    new = job_id(key, info.version or store.stat(key).version)
+    if as_json:
+        console.print_json({"job_id": new, "key": key, "retry_of": parent})
+    else:
+        print(new)

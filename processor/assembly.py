@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -13,8 +14,9 @@ from processor.errors import ConfigError
 from processor.events import Observer, ignore
 from processor.handler import Stores
 from processor.launch import LocalConfig, LocalLauncher
+from processor.layout import slug
 from processor.leases.authority import Authority
-from processor.leases.lease import Leases
+from processor.leases.inheritance import InheritedLeases
 from processor.machine import Machine, new_nonce
 from processor.policy import Policy
 from processor.store import Store
@@ -45,7 +47,13 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
     launcher = LocalLauncher(handlers, stores, LocalConfig(settings.scratch_path / "tasks"), observe)
     return Machine(
         stores=stores,
-        leases=Leases(lease_store, clock, lease_s=policy.lease_s, margin_s=policy.margin_s),
+        leases=InheritedLeases(
+            lease_store,
+            clock,
+            lease_s=policy.lease_s,
+            margin_s=policy.margin_s,
+            folder=settings.scratch_path / "held" / _folder_name(stores.main),
+        ),
         authority=Authority(stores.main, lease_store, clock, policy, nonce=new_nonce),
         clock=clock,
         launcher=launcher,
@@ -120,8 +128,13 @@ def _lease_folder(settings: Settings, store: Store) -> Path:
     """
     if isinstance(store, DirectoryStore):
         return store.root / ".dropbatch" / "leases"
-    name = "".join(c if c.isalnum() else "-" for c in store.url)
-    return settings.scratch_path / "leases" / socket.gethostname() / name
+    return settings.scratch_path / "leases" / socket.gethostname() / _folder_name(store)
+
+
+def _folder_name(store: Store) -> str:
+    """A bucket's URL as the name of a folder: readable, and its own."""
+    digest = hashlib.sha256(store.url.encode()).hexdigest()[:8]
+    return f"{slug(store.url)}-{digest}"
 
 
 def policy_of(settings: Settings) -> Policy:

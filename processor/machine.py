@@ -42,8 +42,9 @@ class Machine:
     host: str = field(default_factory=socket.gethostname)
 
     def close(self) -> None:
-        """Stop the launcher's engines and close the stores. Idempotent."""
+        """Stop the launcher's engines, then close leases and stores. Idempotent."""
         self.launcher.close()
+        self.leases.close()
         for store in {
             id(s): s for s in (self.stores.main, self.stores.models, self.stores.datasets)
         }.values():

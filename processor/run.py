@@ -11,11 +11,15 @@ import structlog
 
 from processor.attempt import Claim
 from processor.dispatch import process
+from processor.errors import StoreError
 from processor.machine import Machine
 from processor.records import Manifest, Outcome
+from processor.sweep import sweep
 from processor.tick import TickReport, tick
 
 log = structlog.get_logger(__name__)
+
+_SWEEP_EVERY_S = 3600.0
 
 
 class Wake:
@@ -55,6 +59,7 @@ def run(
     *,
     concurrency: int = 4,
     once: bool = False,
+    period_s: float = 60.0,
     wake: Wake | None = None,
     on_tick: Callable[[TickReport], None] | None = None,
 ) -> RunReport:
@@ -62,13 +67,14 @@ def run(
 
     Args:
         concurrency: jobs in work at a time; their tasks share one launcher.
+        period_s: the longest pause between two looks at the inbox.
         wake: set by whoever knows that something was dropped.
     Returns:
         When `machine.stop` is set (running tasks are asked to end, leases are given back),
         or with `once` when the inbox holds nothing this runner could still do; what another
         runner has leased is waited for, since that runner may have died.
     """
-    return _Loop(machine, concurrency, wake or Wake(), on_tick).run(once=once)
+    return _Loop(machine, concurrency, period_s, wake or Wake(), on_tick).run(once=once)
 
 
 class _Loop:
@@ -76,17 +82,20 @@ class _Loop:
         self,
         machine: Machine,
         concurrency: int,
+        period_s: float,
         wake: Wake,
         on_tick: Callable[[TickReport], None] | None,
     ) -> None:
         self._machine = machine
         self._concurrency = concurrency
+        self._period_s = period_s
         self._wake = wake
         self._on_tick = on_tick
         self._lock = threading.Lock()
         self._busy: dict[str, Future[Manifest | None]] = {}
         self._report = RunReport()
         self._problem_logged: str | None = None
+        self._sweep_at = machine.clock.monotonic()
 
     def run(self, *, once: bool) -> RunReport:
         stop = self._machine.stop
@@ -97,8 +106,16 @@ class _Loop:
                     self._start(pool, claim)
                 if once and self._finished(tick_report):
                     break
+                if not once:
+                    self._sweep_now_and_then(pool)
                 self._wake.wait(self._pause_s(tick_report))
         return self._report
+
+    def _sweep_now_and_then(self, pool: ThreadPoolExecutor) -> None:
+        now = self._machine.clock.monotonic()
+        if now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_EVERY_S
+            pool.submit(_sweep_quietly, self._machine)
 
     def _tick(self) -> TickReport:
         with self._lock:
@@ -138,4 +155,12 @@ class _Loop:
         with self._lock:
             full = len(self._busy) >= self._concurrency
         # A full runner is woken by whichever job ends; it need not look before.
-        return 60.0 if full else report.next_wake_s
+        return self._period_s if full else min(report.next_wake_s, self._period_s)
+
+
+def _sweep_quietly(machine: Machine) -> None:
+    """A sweep is housekeeping: what keeps it from working today is logged, and tried again."""
+    try:
+        sweep(machine)
+    except StoreError as error:
+        log.warning("sweep.not_finished", why=str(error))

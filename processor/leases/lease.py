@@ -113,6 +113,9 @@ class Leases:
         now = self._clock.now().isoformat()
         self.store.write(_beat_key(lease), {"nonce": lease.nonce, "until": now, "released": True})
 
+    def close(self) -> None:
+        """Free what this process keeps for its leases; they themselves stand until they run out."""
+
     def forget(self, job_id: str) -> None:
         """Remove every entry of a job whose manifest has long stood; for the sweep only.
 

@@ -1,0 +1,170 @@
+"""Leases: who may run a job, and until when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from processor.errors import ForeignAuthority, LeaseLost, StoreUnavailable
+from processor.leases.authority import Authority
+from processor.leases.inheritance import InheritedLeases
+from processor.leases.lease import Leases
+from processor.leases.memory import MemoryLeases
+from processor.policy import Policy
+from processor.store.memory import MemoryStore
+from processor.testing.clock import ManualClock
+
+JOB = "a-0123456789abcdef"
+TERM_S, MARGIN_S = 600.0, 30.0
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def leases(clock: ManualClock) -> Leases:
+    return Leases(MemoryLeases(), clock, lease_s=TERM_S, margin_s=MARGIN_S)
+
+
+def test_only_one_owner_holds_a_job(leases: Leases) -> None:
+    """The second asks in vain while the first's lease stands."""
+    assert leases.acquire(JOB, nonce="a") is not None
+    assert leases.acquire(JOB, nonce="b") is None
+
+
+def test_asking_again_with_the_same_nonce_is_the_same_lease(leases: Leases) -> None:
+    """A reply that was lost is asked for again, not lost."""
+    first, again = leases.acquire(JOB, nonce="a"), leases.acquire(JOB, nonce="a")
+    assert first is not None
+    assert again is not None
+    assert first.epoch == again.epoch == 1
+
+
+def test_an_expired_lease_is_taken_over_with_the_next_epoch(leases: Leases, clock: ManualClock) -> None:
+    """And the former owner finds out before it does anything more."""
+    first = leases.acquire(JOB, nonce="a")
+    assert first is not None
+    clock.advance(TERM_S + MARGIN_S)
+    second = leases.acquire(JOB, nonce="b")
+    assert second is not None
+    assert second.epoch == 2
+    assert not leases.holds(first)
+    with pytest.raises(LeaseLost):
+        leases.renew(first)
+
+
+def test_a_taker_waits_out_the_margin(leases: Leases, clock: ManualClock) -> None:
+    """The holder stops a margin early, the taker waits a margin longer."""
+    first = leases.acquire(JOB, nonce="a")
+    assert first is not None
+    clock.advance(TERM_S - MARGIN_S)
+    assert not leases.holds(first)
+    clock.advance(2 * MARGIN_S - 0.001)
+    assert leases.acquire(JOB, nonce="b") is None
+
+
+def test_renewal_extends_and_release_ends(leases: Leases, clock: ManualClock) -> None:
+    """A renewed lease outlives its first term; a released one is free at once."""
+    lease = leases.acquire(JOB, nonce="a")
+    assert lease is not None
+    clock.advance(TERM_S / 2)
+    lease = leases.renew(lease)
+    assert lease.until == clock.now() + timedelta(seconds=TERM_S)
+    clock.advance(TERM_S * 0.8)
+    assert leases.acquire(JOB, nonce="b") is None
+    leases.release(lease)
+    taken = leases.acquire(JOB, nonce="b")
+    assert taken is not None
+    assert taken.epoch == 2
+
+
+def test_an_heir_takes_over_at_once(leases: Leases) -> None:
+    """Whoever was handed a lease need not wait for it to run out; its giver has lost it then."""
+    first = leases.acquire(JOB, nonce="a")
+    assert first is not None
+    heir = leases.acquire(JOB, nonce="b", heir_of=first)
+    assert heir is not None
+    assert heir.epoch == 2
+    with pytest.raises(LeaseLost):
+        leases.renew(first)
+    assert leases.acquire(JOB, nonce="c", heir_of=first) is None
+
+
+def test_a_lease_that_the_store_forgot_is_lost(leases: Leases) -> None:
+    """A wiped lease store ends every lease at its next renewal."""
+    lease = leases.acquire(JOB, nonce="a")
+    assert lease is not None
+    leases.store.delete(f"lease/{JOB}/1")
+    with pytest.raises(LeaseLost):
+        leases.renew(lease)
+
+
+def inheriting(store: MemoryLeases, clock: ManualClock, folder: Path) -> InheritedLeases:
+    return InheritedLeases(store, clock, lease_s=TERM_S, margin_s=MARGIN_S, folder=folder)
+
+
+def test_a_dead_runners_leases_are_inherited_a_living_ones_are_not(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    """After kill -9 the next runner on this machine carries on without waiting."""
+    store = MemoryLeases()
+    first = inheriting(store, clock, tmp_path)
+    assert first.acquire(JOB, nonce="a") is not None
+    second = inheriting(store, clock, tmp_path)
+    assert second.acquire(JOB, nonce="b") is None
+    first._notes.close()  # what the kernel does to a killed process
+    third = inheriting(store, clock, tmp_path)
+    lease = third.acquire(JOB, nonce="c")
+    assert lease is not None
+    assert lease.epoch == 2
+    second.close()
+    third.close()
+
+
+def test_a_torn_note_is_no_obstacle(clock: ManualClock, tmp_path: Path) -> None:
+    """A runner may die while it writes."""
+    (tmp_path / "1-dead.jsonl").write_text('{"job": "x", "epoch": 1, "nonce": "a", "until": "20')
+    leases = inheriting(MemoryLeases(), clock, tmp_path)
+    assert leases.acquire("x", nonce="b") is not None
+    leases.close()
+
+
+def authority(store: MemoryStore, leases: MemoryLeases, clock: ManualClock, name: str) -> Authority:
+    nonces = iter(f"{name}{k}" for k in range(9))
+    return Authority(store, leases, clock, Policy(), nonce=lambda: next(nonces))
+
+
+def test_runners_with_one_lease_store_agree(clock: ManualClock) -> None:
+    """The first founds, the others find."""
+    store, leases = MemoryStore(clock=clock), MemoryLeases()
+    assert authority(store, leases, clock, "a").check() == authority(store, leases, clock, "b").check()
+
+
+def test_a_wiped_lease_store_is_replaced_only_after_the_longest_lease(clock: ManualClock) -> None:
+    """Old holders must have noticed before anyone may claim again."""
+    store, leases = MemoryStore(clock=clock), MemoryLeases()
+    before = authority(store, leases, clock, "a").check()
+    leases.delete("authority")
+    wiped = authority(store, leases, clock, "b")
+    with pytest.raises(StoreUnavailable, match="lost its contents"):
+        wiped.check()
+    clock.advance(TERM_S)
+    with pytest.raises(StoreUnavailable):
+        wiped.check()
+    clock.advance(2 * MARGIN_S)
+    after = wiped.check()
+    assert after.previous == before.id
+    assert authority(store, leases, clock, "c").check() == after
+
+
+def test_another_lease_store_is_refused_with_its_name(clock: ManualClock) -> None:
+    """Even if it has an authority of its own for another bucket."""
+    store, ours, theirs = MemoryStore(clock=clock), MemoryLeases(), MemoryLeases()
+    authority(store, ours, clock, "a").check()
+    authority(MemoryStore(clock=clock), theirs, clock, "b").check()
+    with pytest.raises(ForeignAuthority, match="it claims nothing"):
+        authority(store, theirs, clock, "c").check()

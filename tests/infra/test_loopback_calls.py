@@ -67,16 +67,22 @@ def test_a_spawned_call_is_polled_found_by_id_and_its_result_kept(
     assert found.num_inputs() == 1
 
 
-def test_cancel_stops_the_running_input_and_spares_its_container(
-    abilities: Loopback, notes: "modal.Dict", gate: str
-) -> None:
-    call = function("gated").spawn(gate)
-    container = abilities.busy("gated")
+def test_cancel_stops_the_running_input_and_spares_its_container(abilities: Loopback) -> None:
+    call = function("nap").spawn(60)
+    container = abilities.busy("nap")
     call.cancel()
     with pytest.raises(modal.exception.RemoteError):
         call.get(timeout=10)
-    notes.put(gate, True)
-    assert function("gated").remote(gate) == container.task_id
+    assert function("nap").remote(0) == container.task_id
+
+
+def test_cancel_reaches_inputs_that_still_wait(abilities: Loopback) -> None:
+    calls = [function("nap").spawn(60) for _ in range(6)]
+    for call in calls:
+        call.cancel()
+    for call in calls:
+        with pytest.raises(modal.exception.RemoteError):
+            call.get(timeout=10)
 
 
 def test_cancel_with_terminate_ends_the_container(abilities: Loopback, gate: str) -> None:

@@ -34,7 +34,7 @@ def renderer(**options: Any) -> Any:
 
 
 def test_a_class_enters_through_a_snapshot_and_serves_two_inputs_at_once(abilities: Loopback) -> None:
-    answers = list(renderer()(style="pair").render.map(["pair-a", "pair-b"]))
+    answers = list(renderer(max_containers=1)(style="pair").render.map(["pair-a", "pair-b"]))
     assert answers[0]["steps"][:2] == ["snap", "enter"]
     assert sorted(answers[1]["steps"][2:4]) == ["pair-a", "pair-b"]
     container = abilities.containers("Renderer")[0]

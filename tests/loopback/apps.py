@@ -52,6 +52,7 @@ class Registered:
             methods[name] = api_pb2.FunctionHandleMetadata(
                 function_name=method.function_name,
                 function_type=method.function_type,
+                use_method_name=name,
                 web_url=self.web_urls.get(name, ""),
                 function_schema=method.function_schema,
                 supported_input_formats=method.supported_input_formats,
@@ -353,7 +354,7 @@ class Apps:
     ) -> Message:
         pool = self.pool(request.function_id)
         pool.overrides.MergeFrom(request.settings)
-        pool.reconcile()
+        pool.submit([])
         return api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=pool.settings)
 
     async def function_get_current_stats(

@@ -78,6 +78,7 @@ class Input:
     input_id: str = field(default_factory=lambda: new_id("in"))
     retry_count: int = 0
     crashes: int = 0
+    cancelled: bool = False
     tried: list[str] = field(default_factory=list)
     container: "Container | None" = None
     output: api_pb2.FunctionGetOutputsItem | None = None

@@ -71,7 +71,6 @@ class Container:
         self.idle_since = time.monotonic()
         self.started_s = self.idle_since
         self.cold_start_s = 0.0
-        self.cancelled: set[str] = set()
         self.signal = Signal()
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self.task = asyncio.create_task(self._run())
@@ -230,8 +229,19 @@ class Container:
         self.host.changed()
 
     def cancel(self, cancelled: Input) -> None:
-        self.cancelled.add(cancelled.input_id)
+        """Ask the process to end one input; a process that doesn't is killed.
+
+        The client raises the cancellation in the user's thread by a signal, where a blocking Modal
+        call can swallow it: seen in about one of three tries.
+        """
+        cancelled.cancelled = True
         self.signal.fire()
+
+        def insist() -> None:
+            if cancelled.input_id in self.inputs:
+                self.kill("cancelled")
+
+        asyncio.get_running_loop().call_later(STOP_GRACE_S, insist)
 
     def retire(self, reason: str) -> None:
         """Give it no more inputs; it exits after those it has."""
@@ -254,12 +264,17 @@ class Container:
                 os.kill(self.pid, sig)
             asyncio.get_running_loop().call_later(grace_s, self.kill, reason)
 
+    def to_cancel(self) -> list[str]:
+        return [held.input_id for held in self.inputs.values() if held.cancelled]
+
     def requeue(self) -> None:
-        """Put what it holds back at the head of the queue."""
+        """Put what it holds back at the head of the queue; what was cancelled has ended."""
         held = list(self.inputs.values())
         for moved in held:
             self.release(moved)
-        self.pool.submit(held, first=True)
+            if moved.cancelled:
+                moved.call.fail(moved, terminated())
+        self.pool.submit([moved for moved in held if not moved.cancelled], first=True)
 
     def open_files(self, below: Path) -> list[str]:
         """Files under a folder that this container's processes hold open (Linux only)."""
@@ -379,11 +394,11 @@ class Lifecycle:
     ) -> Message:
         """Held open, so that a cancellation arrives at once and not with the next beat."""
         assert caller, "only containers beat"
-        if not caller.cancelled & caller.inputs.keys():
+        if not caller.to_cancel():
             await caller.signal.wait(HEARTBEAT_HOLD_S)
-        # Named in each beat until the output comes: a cancellation that meets an input between fetch
-        # and start is dropped by the client.
-        if not (ids := caller.cancelled & caller.inputs.keys()):
+        # Named in each beat until the output comes: the client drops a cancellation that meets an
+        # input between fetch and start.
+        if not (ids := caller.to_cancel()):
             return api_pb2.ContainerHeartbeatResponse()
         event = api_pb2.CancelInputEvent(input_ids=ids)
         return api_pb2.ContainerHeartbeatResponse(cancel_input_event=event)

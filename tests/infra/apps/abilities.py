@@ -69,6 +69,12 @@ def gated(name: str) -> str:
 
 
 @app.function(image=image, timeout=60)
+def nap(seconds: float) -> str:
+    time.sleep(seconds)
+    return os.environ["MODAL_TASK_ID"]
+
+
+@app.function(image=image, timeout=60)
 def fan_out(name: str) -> list[str]:
     """Call another function of the app from inside a container, as a dispatcher does."""
     answers = gated.map([name, name], order_outputs=False, return_exceptions=True)
@@ -156,6 +162,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def _site(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        raise NotImplementedError(scope["type"])  # how ASGI says that an app has no lifespan
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})

@@ -12,7 +12,14 @@ from typing import Final
 
 from processor.clock import Clock, SystemClock
 from processor.errors import AlreadyExists, NotFound, VersionMismatch
-from processor.store.protocol import Capabilities, Download, ObjectInfo, Page, check_key
+from processor.store.protocol import (
+    Capabilities,
+    Download,
+    ObjectInfo,
+    Page,
+    check_key,
+    require_put_if_absent,
+)
 
 _FEW: Final = 16
 """Up to here new keys are inserted one by one; above, one sort of the whole is cheaper."""
@@ -100,6 +107,8 @@ class MemoryStore:
         if_absent: bool = False,
     ) -> ObjectInfo:
         check_key(key)
+        if if_absent:
+            require_put_if_absent(self)
         content = data.read_bytes() if isinstance(data, Path) else bytes(data)
         with self._lock:
             if if_absent and key in self._kept and not self._kept[key][-1].info.delete_marker:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
-from processor.errors import InvalidKey, TooLarge
+from processor.errors import InvalidKey, StoreError, TooLarge
 
 MAX_KEY_BYTES = 1024
 """B2's limit on a name, UTF-8 (facts: Backblaze's S3 compatibility page)."""
@@ -84,7 +84,7 @@ class Store(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """As probed once (S3: up to 4 requests under `state/probe/`), then remembered."""
+        """As probed once (S3: up to 5 requests under `state/probe/`), then remembered."""
         ...
 
     def list(self, prefix: str, *, versions: bool = False, start_after: str = "") -> Iterator[Page]:
@@ -92,9 +92,10 @@ class Store(Protocol):
 
         Always yields at least one page (maybe empty), so that its date is known. With
         `versions` every version and delete marker is listed, newest first within a key;
-        a store without versions lists what stands. Listings may lag behind writes.
+        a store without versions lists what stands. Listings may lag behind writes. What
+        other programs put under a name that `check_key` refuses is not listed.
 
-        Cost: 1 request per 1,000 objects.
+        Cost: 1 request per 1,000 objects; with versions, per 1,000 versions.
         """
         ...
 
@@ -131,8 +132,12 @@ class Store(Protocol):
         Args:
             data: bytes, or a file to stream; large files go up in parts.
             if_absent: only where `capabilities.put_if_absent`.
+        Returns:
+            What was written. Where there are no versions its `version` may be "": an S3
+            server doesn't tell in its reply what `stat` would.
         Raises:
             AlreadyExists: `if_absent` and something stands.
+            StoreError: `if_absent` where it isn't promised; nothing is written.
         Cost: 1 request; files above 64 MiB one per 64 MiB part, and two more.
         """
         ...
@@ -142,7 +147,7 @@ class Store(Protocol):
 
         Raises:
             NotFound: that version of the source is not there.
-        Cost: 1 request; above 5 GB one per part, and three more.
+        Cost: 2 requests; above 5 GB one per part, and four.
         """
         ...
 
@@ -176,6 +181,12 @@ def check_key(key: str) -> str:
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise InvalidKey("empty, '.' and '..' components are not allowed in keys", where=repr(key))
     return key
+
+
+def require_put_if_absent(store: Store) -> None:
+    """Raise StoreError unless a conditional put means something on this store."""
+    if not store.capabilities.put_if_absent:
+        raise StoreError("this store has no put-if-absent", where=store.url)
 
 
 def read_bytes(store: Store, key: str, *, version: str | None = None, limit_bytes: int) -> bytes:

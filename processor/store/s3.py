@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from botocore.exceptions import BotoCoreError, ClientError
 
 from processor.errors import InvalidKey, NotFound, StoreUnavailable, VersionMismatch
-from processor.store.protocol import Capabilities, Download, ObjectInfo, Page, check_key
+from processor.store.protocol import (
+    Capabilities,
+    Download,
+    ObjectInfo,
+    Page,
+    check_key,
+    require_put_if_absent,
+)
 from processor.store.s3_body import body_file
 from processor.store.s3_client import connect
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
@@ -76,8 +84,8 @@ class S3Store:
     ) -> None:
         prefix = prefix.strip("/")
         self._bucket = bucket
+        self._scheme = scheme
         self._prefix = check_key(prefix) + "/" if prefix else ""
-        self._url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
         self._page_size = page_size
         self._part_bytes = part_bytes
         self._max_copy_bytes = max_copy_bytes
@@ -94,11 +102,18 @@ class S3Store:
         )
 
     def __repr__(self) -> str:
-        return f"S3Store({self._url!r})"
+        return f"S3Store({self.url!r})"
 
     @property
     def url(self) -> str:
-        return self._url
+        return f"{self._scheme}://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def below(self, prefix: str) -> S3Store:
+        """The same bucket from a prefix further down, with the same connections and, if
+        they are known by now, capabilities. Closing one closes both."""
+        below = copy.copy(self)
+        below._prefix = f"{self._prefix}{check_key(prefix)}/"  # noqa: SLF001 - a copy of ourselves
+        return below
 
     @property
     def capabilities(self) -> Capabilities:
@@ -149,6 +164,8 @@ class S3Store:
         if_absent: bool = False,
     ) -> ObjectInfo:
         target = self._arguments(key, None)
+        if if_absent:
+            require_put_if_absent(self)
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         size_bytes = len(data) if isinstance(data, bytes) else data.stat().st_size
         reply: Any
@@ -248,7 +265,7 @@ class S3Store:
         try:
             yield
         except (ClientError, BotoCoreError) as error:
-            raise translate(error, f"{self._url}/{key}") from error
+            raise translate(error, f"{self.url}/{key}") from error
 
     @contextmanager
     def _confirmed(self, key: str, version: str | None) -> Iterator[None]:
@@ -258,7 +275,7 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             if self._is_absent(error, key, version):
                 raise NotFound("there is no such object", where=key) from error
-            raise translate(error, f"{self._url}/{key}") from error
+            raise translate(error, f"{self.url}/{key}") from error
 
     def _is_absent(self, error: Failure, key: str, version: str | None) -> bool:
         """Whether an error other than 404 means that the key, or that version, isn't there.

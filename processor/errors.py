@@ -129,6 +129,9 @@ class JobInvalid(DropbatchError):
 class TaskFailed(DropbatchError):
     """A task ended without a result. `kind` decides whether it is tried again."""
 
+    log: str = ""
+    """The engine's log while the task ran, redacted: where it failed is where it is wanted."""
+
     def __init__(
         self,
         kind: ErrorKind,

@@ -1,0 +1,261 @@
+"""Running prompts on a ComfyUI server (or ours, which speaks the same protocol).
+
+Several threads may call `run` at once: their prompts queue up in the engine, so that it
+never waits for us. One socket and one connection pool serve them all.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from handlers.render.api import Api, EngineUnreachable
+from handlers.render.graph import Graph, title_of
+from handlers.render.listener import BACK, LOST, Inbox, Listener, Message
+from handlers.render.verdict import Verdict, partly_invalid, read_history, rejection_of
+from processor.errors import ErrorKind, TaskFailed
+from processor.handler import Progress, Stop
+
+_LOOK_S: Final = 0.2
+"""How often a stop is looked at while the engine says nothing."""
+_SILENCE_S: Final = 30.0
+"""After so long without a message the engine is asked: a half-open socket says nothing."""
+_INTERRUPT_AGAIN_S: Final = 0.5
+_REACHABLE_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a caller wants to know and decide while its prompt runs."""
+
+    stop: Stop
+    progress: Callable[[Progress], None] = lambda _progress: None
+    started: Callable[[], None] = lambda: None
+    """Called when the engine begins to execute the prompt."""
+    timeout_s: float | None = None
+    """Counted from that moment, not from queueing."""
+
+
+@dataclass
+class _Run:
+    """One prompt on its way."""
+
+    prompt_id: str
+    graph: Graph
+    inbox: Inbox
+    watching: Watching
+    began: float | None = None
+    heard: float = 0.0
+    shown: Progress | None = None
+
+    def is_overdue(self) -> bool:
+        limit_s = self.watching.timeout_s
+        return self.began is not None and limit_s is not None and time.monotonic() - self.began > limit_s
+
+
+class Unyielding(TaskFailed):
+    """A stopped prompt that the engine goes on with: only a restart ends it."""
+
+
+class Client:
+    """Prompts on one engine, from submission to verdict.
+
+    Args:
+        alive: whether the engine can still answer; for a process of ours, whether it runs.
+            None: an attached server, given `lost_s` to come back.
+        lost_s: how long an engine may be unreachable before its prompts count as lost.
+        grace_s: how long a stopped prompt may take to yield.
+    """
+
+    def __init__(
+        self, api: Api, *, alive: Callable[[], bool] | None = None, lost_s: float = 30.0, grace_s: float = 5.0
+    ) -> None:
+        self._api = api
+        self._alive = alive
+        self._lost_s = lost_s
+        self._grace_s = grace_s
+        self.client_id = uuid.uuid4().hex
+        self.listener = Listener(api.socket_url(self.client_id), headers=api.headers)
+
+    def run(self, graph: Graph, watching: Watching, *, allow_invalid_outputs: bool = False) -> Verdict:
+        """Queue a prompt and follow it to its end.
+
+        Raises:
+            TaskFailed: INVALID, MISSING_MODEL, MISSING_NODE, BAD_INPUT (validation),
+                NODE_FAILED, OUT_OF_MEMORY, CRASHED (the engine died with it), UNAVAILABLE,
+                or the reason of the stop.
+            Unyielding: stopped, but still executing after `grace_s`.
+        Cost: 2 HTTP requests.
+        """
+        watching.stop.check()
+        prompt_id = str(uuid.uuid4())
+        inbox = self.listener.follow(prompt_id)
+        run = _Run(prompt_id, graph, inbox, watching, heard=time.monotonic())
+        try:
+            # Without an open socket the first messages would be lost; not fatal, but slow.
+            self.listener.wait_open(self._lost_s if self._alive is None else 10.0)
+            self._submit(run, allow_invalid_outputs)
+            return self._follow(run)
+        finally:
+            self.listener.unfollow(prompt_id)
+
+    def close(self) -> None:
+        self.listener.close()
+
+    def _submit(self, run: _Run, allow_invalid_outputs: bool) -> None:
+        try:
+            status, answer = self._api.submit(run.graph, prompt_id=run.prompt_id, client_id=self.client_id)
+        except EngineUnreachable:
+            # The reply was lost, maybe not the prompt: our id says which.
+            if self._wait_reachable() and self._knows(run):
+                return
+            raise
+        if status == 400:
+            raise rejection_of(answer, run.graph)
+        node_errors = answer.get("node_errors") or {}
+        if node_errors and not allow_invalid_outputs:
+            self._end(run)
+            raise partly_invalid(node_errors, run.graph)
+
+    def _follow(self, run: _Run) -> Verdict:
+        while True:
+            if run.watching.stop.is_set():
+                self._stop(run, run.watching.stop.reason or ErrorKind.CANCELLED)
+            if run.is_overdue():
+                self._stop(run, ErrorKind.TIMED_OUT)
+            try:
+                message = run.inbox.get(timeout=_LOOK_S)
+            except queue.Empty:
+                message = None
+            if message is not None and message not in (LOST, BACK):
+                run.heard = time.monotonic()
+                if self._take(run, message) and (verdict := self._verdict(run)) is not None:
+                    return verdict
+            elif message is not None or time.monotonic() - run.heard > _SILENCE_S or self._is_dead():
+                run.heard = time.monotonic()
+                if (verdict := self._recover(run)) is not None:
+                    return verdict
+
+    def _take(self, run: _Run, message: Message) -> bool:
+        """Note one message; True when the prompt is over."""
+        data = message.data
+        match message.type:
+            case "execution_start":
+                self._begin(run)
+            case "executing" if data.get("node") is None:
+                return True
+            case "executing":
+                self._begin(run)
+                self._show(run, data.get("display_node") or data["node"], 0.0, 1.0)
+            case "progress":
+                self._show(run, data.get("node"), data.get("value"), data.get("max"))
+            case "progress_state":
+                for node in (data.get("nodes") or {}).values():
+                    if node.get("state") == "running" and node.get("max", 1) > 1:
+                        self._show(run, node.get("display_node_id"), node.get("value"), node.get("max"))
+        return False
+
+    def _begin(self, run: _Run) -> None:
+        if run.began is None:
+            run.began = time.monotonic()
+            run.watching.started()
+
+    def _show(self, run: _Run, node_id: Any, value: Any, total: Any) -> None:
+        if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
+            return
+        progress = Progress(title_of(run.graph, str(node_id)), float(value), float(total))
+        # `progress` and `progress_state` say the same twice.
+        if progress != run.shown:
+            run.shown = progress
+            run.watching.progress(progress)
+
+    def _verdict(self, run: _Run) -> Verdict | None:
+        try:
+            entry = self._api.history(run.prompt_id)
+        except EngineUnreachable:
+            return self._recover(run)
+        return None if entry is None else read_history(entry, run.prompt_id, run.graph)
+
+    def _recover(self, run: _Run) -> Verdict | None:
+        """Ask the engine what became of a prompt whose messages we may have missed.
+
+        Returns:
+            Its verdict, or None while it is still on its way.
+        """
+        if not self._wait_reachable(run.watching.stop):
+            run.watching.stop.check()
+            raise TaskFailed(
+                ErrorKind.CRASHED, "the engine died while the prompt ran, or can't be reached any more"
+            )
+        for _ in range(2):
+            # History is looked at again after the queue: the prompt may have ended between.
+            if (entry := self._api.history(run.prompt_id)) is not None:
+                return read_history(entry, run.prompt_id, run.graph)
+            running, waiting = self._api.queue()
+            if run.prompt_id in running:
+                self._begin(run)
+            if run.prompt_id in running or run.prompt_id in waiting:
+                return None
+        raise TaskFailed(ErrorKind.CRASHED, "the engine was restarted and has forgotten the prompt")
+
+    def _is_dead(self) -> bool:
+        return self._alive is not None and not self._alive()
+
+    def _wait_reachable(self, stop: Stop | None = None) -> bool:
+        deadline = time.monotonic() + self._lost_s
+        while not self._is_dead():
+            try:
+                self._api.system_stats()
+            except TaskFailed:
+                if time.monotonic() > deadline or (stop or Stop()).wait(_REACHABLE_S):
+                    return False
+            else:
+                return True
+        return False
+
+    def _knows(self, run: _Run) -> bool:
+        running, waiting = self._api.queue()
+        return run.prompt_id in (*running, *waiting) or self._api.history(run.prompt_id) is not None
+
+    def _stop(self, run: _Run, reason: ErrorKind) -> None:
+        """End the prompt at the engine, then raise why."""
+        words = {ErrorKind.TIMED_OUT: "took longer than allowed", ErrorKind.CANCELLED: "was cancelled"}
+        what = f"the prompt {words.get(reason, 'was stopped')}"
+        if run.shown is not None:
+            what += f', in "{run.shown.stage}" at {run.shown.value:g} of {run.shown.total:g}'
+        if not self._end(run):
+            raise Unyielding(reason, what)
+        raise TaskFailed(reason, what)
+
+    def _end(self, run: _Run) -> bool:
+        """Remove or interrupt exactly this prompt; whether it is over within the grace."""
+        deadline = time.monotonic() + self._grace_s
+        try:
+            self._api.remove(run.prompt_id)
+            while True:
+                # Repeated, because an interrupt between dequeuing and start is forgotten.
+                running, waiting = self._api.queue()
+                if run.prompt_id not in (*running, *waiting):
+                    return True
+                if run.prompt_id in running:
+                    self._api.interrupt(run.prompt_id)
+                if time.monotonic() > deadline:
+                    return False
+                self._wait_message(run, _INTERRUPT_AGAIN_S)
+        except TaskFailed:
+            return False
+
+    def _wait_message(self, run: _Run, timeout_s: float) -> None:
+        """Until the prompt is over, or the time is."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                message = run.inbox.get(timeout=left_s)
+            except queue.Empty:
+                return
+            if message.type == "executing" and message.data.get("node") is None:
+                return

@@ -1,0 +1,197 @@
+"""The engine that tasks run on: shared by threads, started when first needed, replaced when dead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from handlers.render.api import Api
+from handlers.render.client import Client
+from handlers.render.graph import Schema
+from handlers.render.inputplace import InputPlace, LocalInputs, UploadedInputs
+from handlers.render.server import Server
+from handlers.render.settings import RenderSettings
+from processor.clock import Clock
+from processor.errors import TaskFailed
+from processor.models import Scalar
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Engine:
+    """A running engine and our connections to it."""
+
+    api: Api
+    client: Client
+    inputs: InputPlace
+    server: Server | None
+    """None when attached."""
+    facts: dict[str, Scalar] = field(default_factory=dict)
+    used: bool = False
+    broken: bool = False
+    """To be replaced before anything else runs on it."""
+
+    def close(self) -> None:
+        self.client.close()
+        if self.server is None:
+            self.api.close()
+        else:
+            self.server.remove()
+
+
+class EnginePool:
+    """Hands out the one engine of this handler; replaces it when nobody uses it.
+
+    Restarting under a running prompt would fail prompts that did nothing wrong, so a
+    restart that is asked for waits until those who use the engine are through, and new
+    ones wait for the restart.
+    """
+
+    def __init__(self, settings: RenderSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._engine: Engine | None = None
+        self._users = 0
+        self._restarting = False
+        self._closed = False
+
+    @contextmanager
+    def use(self, *, fresh: bool = False) -> Iterator[Engine]:
+        """The engine, running, for the time of one prompt.
+
+        Args:
+            fresh: restart it first, unless nothing has run on it yet.
+        Raises:
+            TaskFailed: it does not start.
+        """
+        engine = self._enter(fresh)
+        try:
+            yield engine
+        finally:
+            with self._changed:
+                self._users -= 1
+                engine.used = True
+                self._changed.notify_all()
+
+    @property
+    def current(self) -> Engine | None:
+        """The engine if one runs."""
+        return self._engine
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            engine, self._engine = self._engine, None
+            self._changed.notify_all()
+        if engine is not None:
+            engine.close()
+
+    def _enter(self, fresh: bool) -> Engine:
+        with self._changed:
+            while self._restarting:
+                self._changed.wait()
+            if self._engine is not None and not self._must_replace(self._engine, fresh):
+                self._users += 1
+                return self._engine
+            self._restarting = True
+            try:
+                # A dead engine's users notice by themselves; only a live one is waited for.
+                while self._users and self._engine is not None and not self._is_dead(self._engine):
+                    self._changed.wait(1.0)
+            except BaseException:
+                self._restarting = False
+                raise
+        return self._replace()
+
+    def _replace(self) -> Engine:
+        """Start a new engine outside the lock; only one thread at a time gets here."""
+        try:
+            old, self._engine = self._engine, None
+            if old is not None:
+                log.info("engine.replace", dead=self._is_dead(old))
+                old.close()
+            engine = self._start()
+        except BaseException:
+            with self._changed:
+                self._restarting = False
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._engine = engine
+            self._restarting = False
+            self._users += 1
+            self._changed.notify_all()
+        return engine
+
+    def _must_replace(self, engine: Engine, fresh: bool) -> bool:
+        if self._is_dead(engine):
+            return True
+        return fresh and engine.used and engine.server is not None
+
+    @staticmethod
+    def _is_dead(engine: Engine) -> bool:
+        return engine.broken or (engine.server is not None and not engine.server.is_alive())
+
+    def _start(self) -> Engine:
+        settings = self._settings
+        if settings.comfyui_url is not None:
+            api = Api(settings.comfyui_url)
+            client = Client(api, lost_s=settings.lost_server_s, grace_s=settings.interrupt_grace_s)
+            try:
+                stats = api.system_stats()
+            except TaskFailed as error:
+                client.close()
+                error.mend = "Is ComfyUI running there? Check COMFYUI_URL"
+                raise
+            return Engine(api, client, UploadedInputs(api), None, engine_facts(stats, "attached"))
+        server = Server(settings, self._clock)
+        try:
+            stats = server.start()
+        except BaseException:
+            server.remove()
+            raise
+        client = Client(
+            server.api,
+            alive=server.is_alive,
+            lost_s=settings.lost_server_s,
+            grace_s=settings.interrupt_grace_s,
+        )
+        return Engine(
+            server.api,
+            client,
+            LocalInputs(server.directories.input),
+            server,
+            engine_facts(stats, settings.engine),
+        )
+
+
+def engine_facts(stats: dict[str, Any], kind: str) -> dict[str, Scalar]:
+    """Names and versions for the manifest, from `/system_stats`."""
+    system = stats.get("system") or {}
+    devices = stats.get("devices") or [{}]
+    facts: dict[str, Scalar] = {"engine": "ComfyUI" if kind != "builtin" else "built-in"}
+    for source, name in (
+        ("comfyui_version", "version"),
+        ("pytorch_version", "pytorch"),
+        ("python_version", "python"),
+    ):
+        if isinstance(system.get(source), str) and system[source]:
+            facts[name] = system[source].split(" ")[0]
+    if isinstance(devices[0].get("name"), str):
+        facts["device"] = devices[0]["name"]
+    return facts
+
+
+def schema_of(engine: Engine) -> Schema | None:
+    """What a started engine says of its nodes; None if it can't say just now."""
+    try:
+        return engine.api.object_info()
+    except TaskFailed:
+        return None

@@ -1,0 +1,128 @@
+"""One execution of one task on a running engine: inputs in, prompt through, files out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from handlers.render.client import Unyielding, Watching
+from handlers.render.engine import Engine
+from handlers.render.graph import Graph, Set, applied
+from handlers.render.inputs import download
+from handlers.render.outputs import Reported, collect, inside, move, new_tag, prefix_sets, reported_data
+from handlers.render.settings import RenderSettings
+from handlers.render.verdict import Verdict
+from processor.errors import ErrorKind, TaskFailed
+from processor.handler import TaskContext, TaskOutput, Work
+from processor.records import InputFile
+
+
+class Execution:
+    """Runs one prompt and brings back what it made. Used once."""
+
+    def __init__(self, engine: Engine, work: Work, context: TaskContext, settings: RenderSettings) -> None:
+        self._engine = engine
+        self._work = work
+        self._context = context
+        self._settings = settings
+        self._tag = new_tag()
+        self._output_dir = engine.server.directories.output if engine.server is not None else None
+        self._log = engine.server.log if engine.server is not None else None
+        self._begin()
+
+    def run(self, graph: Graph) -> TaskOutput:
+        """Run the task's final graph.
+
+        Raises:
+            TaskFailed: with the engine's log meanwhile in `log`.
+        """
+        try:
+            with self._engine.inputs.placed(self._files(graph), self._download) as names:
+                placed = applied(graph, [*self._input_sets(graph, names), *prefix_sets(graph, self._tag)])
+                watching = Watching(
+                    self._context.stop, self._context.progress, self._begin, self._work.timeout_s
+                )
+                verdict = self._engine.client.run(
+                    placed, watching, allow_invalid_outputs=self._allows_invalid()
+                )
+            return self._output(placed, verdict)
+        except TaskFailed as error:
+            if isinstance(error, Unyielding):
+                self._give_up_on_engine(error)
+            error.log = self._log_text()
+            raise
+        finally:
+            if self._output_dir is not None:
+                shutil.rmtree(self._output_dir / self._tag, ignore_errors=True)
+
+    def _begin(self) -> None:
+        # What the engine logged before belongs to the prompts that ran while ours waited.
+        self._mark = self._log.mark() if self._log is not None else 0
+        self._began = time.monotonic()
+
+    def _log_text(self) -> str:
+        return self._log.since(self._mark) if self._log is not None else ""
+
+    def _output(self, graph: Graph, verdict: Verdict) -> TaskOutput:
+        seconds = verdict.seconds if verdict.seconds is not None else time.monotonic() - self._began
+        files = collect(
+            verdict.outputs,
+            graph,
+            tag=self._tag,
+            workdir=self._context.workdir,
+            take=self._take_over_http if self._output_dir is None else self._take_from_disk,
+            left=None if self._output_dir is None else self._output_dir / self._tag,
+        )
+        return TaskOutput(
+            files=files,
+            seconds=seconds,
+            data=reported_data(verdict.outputs, graph),
+            log=self._log_text(),
+            engine=self._engine.facts,
+        )
+
+    def _give_up_on_engine(self, error: Unyielding) -> None:
+        # A prompt past its time that does not yield blocks all behind it: only a restart
+        # helps. A cancelled one is left to end by itself, others may wait behind it.
+        if error.kind is ErrorKind.TIMED_OUT and self._engine.server is not None:
+            self._engine.broken = True
+            self._engine.server.stop()
+
+    def _files(self, graph: Graph) -> list[InputFile]:
+        """The planned input files that this graph names, each once."""
+        planned = {file.name: file for file in self._work.inputs}
+        values = (graph[node]["inputs"].get(name) for node, name in self._work.shared.get("files", []))
+        named = dict.fromkeys(value for value in values if isinstance(value, str))
+        return [planned[value] for value in named if value in planned]
+
+    def _input_sets(self, graph: Graph, names: dict[str, str]) -> list[Set]:
+        sets: list[Set] = []
+        for node, name in self._work.shared.get("files", []):
+            value = graph[node]["inputs"].get(name)
+            if isinstance(value, str) and value in names:
+                sets.append(Set(node, name, names[value]))
+        return sets
+
+    def _download(self, file: InputFile, target: Path) -> None:
+        download(file, target, self._context.stores.main, self._settings)
+
+    def _allows_invalid(self) -> bool:
+        planned = self._work.shared.get("allow_invalid_outputs", False)
+        return bool(self._work.options.get("allow_invalid_outputs", planned))
+
+    def _take_from_disk(self, file: Reported, target: Path) -> bool:
+        if self._output_dir is None:
+            return False
+        path = inside(self._output_dir, file.subfolder, file.filename)
+        if path is None or not path.is_file():
+            return False
+        move(path, target)
+        return True
+
+    def _take_over_http(self, file: Reported, target: Path) -> bool:
+        try:
+            self._engine.api.view(file.filename, file.subfolder, file.type, target)
+        except FileNotFoundError:
+            return False
+        return True

@@ -1,0 +1,91 @@
+"""The render handler: one ComfyUI prompt per task."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from handlers.model_cache import ModelCache
+from handlers.render.engine import Engine, EnginePool, schema_of
+from handlers.render.execution import Execution
+from handlers.render.graph import Graph, applied, named_models
+from handlers.render.models import has_locally
+from handlers.render.planning import plan_render
+from handlers.render.schema import SchemaSource
+from handlers.render.settings import RenderSettings, render_settings
+from processor.clock import Clock, SystemClock
+from processor.handler import PlanContext, Remedy, Stores, TaskContext, TaskOutput, Work
+from processor.models import JobBase, RenderJob
+from processor.records import ModelFile, Plan
+from processor.store import Store
+
+if TYPE_CHECKING:
+    from processor.config import Settings  # costs a quarter of a second at run time
+
+
+class RenderHandler:
+    """Plans render jobs and runs their prompts; see `processor.handler.Handler`.
+
+    One engine per handler, started by the first `run`, shared by its threads and stopped
+    by `close`. While one prompt executes, the next ones wait in the engine's own queue.
+    """
+
+    kind = "render"
+
+    def __init__(self, settings: RenderSettings, clock: Clock) -> None:
+        self.concurrency = settings.concurrency
+        self._settings = settings
+        self._schema = SchemaSource(settings)
+        self._engines = EnginePool(settings, clock)
+        self._lock = threading.Lock()
+        self._caches: dict[str, ModelCache] = {}
+
+    @classmethod
+    def configured(cls, settings: Settings, stores: Stores) -> RenderHandler:  # noqa: ARG003 - stores come with each task
+        """The handler that the settings describe."""
+        return cls(render_settings(settings), SystemClock())
+
+    def plan(self, job: JobBase, context: PlanContext) -> Plan:
+        if not isinstance(job, RenderJob):
+            raise TypeError(f"{type(job).__name__} is no render job")
+        return plan_render(job, context, self._settings, self._schema.get(context.stores.main))
+
+    def run(self, work: Work, context: TaskContext) -> TaskOutput:
+        graph = applied(work.shared["workflow"], work.task.payload.get("sets", []))
+        replaced = self._ensure_models(graph, work, context.stores.models)
+        with self._engines.use(fresh=work.remedy in (Remedy.RESTART, Remedy.BIGGER_GPU)) as engine:
+            self._learn(engine)
+            if replaced or work.remedy is Remedy.FREE_MEMORY:
+                # The engine caches loaded models by name: another file under it must be read anew.
+                engine.api.free()
+            return Execution(engine, work, context, self._settings).run(graph)
+
+    def close(self) -> None:
+        self._engines.close()
+
+    def _ensure_models(self, graph: Graph, work: Work, store: Store) -> bool:
+        """Have this task's models in the local folder; whether one was replaced."""
+        if self._settings.engine != "comfyui":
+            return False
+        planned = {(model.folder, model.name): model for model in work.models}
+        wanted: dict[ModelFile, None] = {}
+        for named in named_models(graph):
+            for folder in named.folders:
+                if (folder, named.name) in planned:
+                    wanted[planned.pop((folder, named.name))] = None
+        # ComfyUI's own models folder is its user's: used as it is, never written.
+        missing = [model for model in wanted if not has_locally(self._settings.comfyui_dir, model)]
+        return self._cache(store).ensure(missing)
+
+    def _cache(self, store: Store) -> ModelCache:
+        with self._lock:
+            if store.url not in self._caches:
+                self._caches[store.url] = ModelCache(self._settings.models_dir, store)
+            return self._caches[store.url]
+
+    def _learn(self, engine: Engine) -> None:
+        """Ask a ComfyUI that was just started for its nodes, for the plans to come."""
+        if self._settings.engine == "comfyui" and not engine.used:
+            schema = schema_of(engine)
+            if schema is not None:
+                self._schema.learn(schema)

@@ -1,0 +1,142 @@
+"""One WebSocket for many prompts: its messages are given out by prompt id."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+log = structlog.get_logger(__name__)
+
+_OPEN_TIMEOUT_S: Final = 10.0
+_PING_S: Final = 20.0
+_PONG_S: Final = 60.0
+"""A busy engine answers pings late: Python code in a node holds the interpreter."""
+_MAX_MESSAGE_BYTES: Final = 64 * 1024**2
+_DELAYS_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the engine said of one prompt."""
+
+    type: str
+    data: dict[str, Any]
+
+
+LOST: Final = Message("lost", {})
+"""The socket broke: what was said meanwhile is gone."""
+BACK: Final = Message("back", {})
+"""The socket is open again, under the same client id."""
+
+Inbox = queue.SimpleQueue[Message]
+
+
+class Listener:
+    """Keeps one socket open from the first `follow` to `close`, reconnecting as needed.
+
+    Args:
+        url: `ws://…/ws?clientId=…`; the same client id after each reconnect, so that the
+            engine goes on sending what concerns our prompts.
+    """
+
+    def __init__(self, url: str, *, headers: dict[str, str] | None = None) -> None:
+        self._url = url
+        self._headers = headers or {}
+        self._lock = threading.Lock()
+        self._inboxes: dict[str, Inbox] = {}
+        self._thread: threading.Thread | None = None
+        self._socket: ClientConnection | None = None
+        self._open = threading.Event()
+        self._closed = threading.Event()
+
+    def follow(self, prompt_id: str) -> Inbox:
+        """From now on, this prompt's messages; call it before the prompt is sent."""
+        inbox: Inbox = queue.SimpleQueue()
+        with self._lock:
+            self._inboxes[prompt_id] = inbox
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._listen, name="comfyui-socket", daemon=True)
+                self._thread.start()
+        return inbox
+
+    def unfollow(self, prompt_id: str) -> None:
+        with self._lock:
+            self._inboxes.pop(prompt_id, None)
+
+    def wait_open(self, timeout_s: float) -> bool:
+        """Whether the socket is open, waiting up to `timeout_s` for it."""
+        return self._open.wait(timeout_s)
+
+    def drop(self) -> None:
+        """Break the socket as a bad network would; it is opened again."""
+        if (socket := self._socket) is not None:
+            socket.socket.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        if (socket := self._socket) is not None:
+            socket.close()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_OPEN_TIMEOUT_S)
+
+    def _listen(self) -> None:
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                socket = connect(
+                    self._url,
+                    additional_headers=self._headers,
+                    open_timeout=_OPEN_TIMEOUT_S,
+                    ping_interval=_PING_S,
+                    ping_timeout=_PONG_S,
+                    max_size=_MAX_MESSAGE_BYTES,
+                    compression=None,
+                    proxy=None,
+                )
+            except (OSError, TimeoutError, WebSocketException) as error:
+                self._closed.wait(_DELAYS_S[min(failures, len(_DELAYS_S) - 1)])
+                failures += 1
+                log.debug("comfyui.socket.unreachable", error=type(error).__name__, failures=failures)
+                continue
+            failures = 0
+            self._receive(socket)
+
+    def _receive(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        try:
+            with socket:
+                self._open.set()
+                self._tell_all(BACK)
+                for text in socket:
+                    # Binary frames are preview pictures.
+                    if isinstance(text, str):
+                        self._give_out(text)
+        except (OSError, WebSocketException):
+            pass
+        finally:
+            self._socket = None
+            self._open.clear()
+            self._tell_all(LOST)
+
+    def _give_out(self, text: str) -> None:
+        try:
+            message = json.loads(text)
+            data = message["data"]
+            inbox = self._inboxes.get(data.get("prompt_id"))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return
+        if inbox is not None:
+            inbox.put(Message(str(message.get("type")), data))
+
+    def _tell_all(self, message: Message) -> None:
+        with self._lock:
+            for inbox in self._inboxes.values():
+                inbox.put(message)

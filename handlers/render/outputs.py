@@ -1,0 +1,230 @@
+"""What a prompt produced: every kind of file, under the names its author chose.
+
+ComfyUI answers an identical prompt from its cache with the *first* run's file names, even
+after those files were taken away. So each execution saves under a folder of its own: its
+save nodes always run, its files can't be taken for another's, and their names stay nice.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from handlers.render.catalog import MEDIA_TYPES
+from handlers.render.graph import Graph, Set, describe, is_link, title_of
+from processor.errors import ErrorKind, TaskFailed
+from processor.handler import LocalFile
+from processor.redact import redact
+
+PREFIX_INPUT = "filename_prefix"
+
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]+')
+_MAX_PART_BYTES = 80
+_MAX_PARTS = 4
+_MAX_FILES = 10_000
+_MAX_TEXT = 20_000
+_MAX_DATA_ITEMS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A file as the engine names it."""
+
+    filename: str
+    subfolder: str
+    type: str
+    node: str
+
+
+Take = Callable[[Reported, Path], bool]
+"""Bring a reported file to this new path; False when the engine does not have it."""
+
+
+def new_tag() -> str:
+    """The folder of one execution's outputs, never used before."""
+    return f"db-{secrets.token_hex(8)}"
+
+
+def prefix_sets(graph: Graph, tag: str) -> list[Set]:
+    """The changes that make every save node of this execution write under `tag`."""
+    sets: list[Set] = []
+    for node_id, node in graph.items():
+        if PREFIX_INPUT in node["inputs"]:
+            value = node["inputs"][PREFIX_INPUT]
+            # A computed prefix can't be made unique, so it is replaced by the node's name.
+            wanted = title_of(graph, node_id) if is_link(value) else str(value)
+            sets.append(Set(node_id, PREFIX_INPUT, f"{tag}/{visible_prefix(wanted)}"))
+    return sets
+
+
+def visible_prefix(text: str) -> str:
+    """A prefix as a safe relative path: no climbing, no odd characters, bounded."""
+    parts: list[str] = []
+    for part in text.replace("\\", "/").split("/"):
+        clean = _UNSAFE.sub("_", part).strip()
+        clean = clean.encode("utf-8", "ignore")[:_MAX_PART_BYTES].decode("utf-8", "ignore").strip()
+        if clean.strip(". "):
+            parts.append(clean)
+    return "/".join(parts[-_MAX_PARTS:]) or "output"
+
+
+def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
+    """Every file in a history's outputs: any list item that is a dict with a `filename`.
+
+    Save nodes put pictures and videos under `images`, others under `gifs`, `audio`, `3d`, …
+    Previews (`type: temp`) are not outputs.
+    """
+    seen: set[tuple[str, str]] = set()
+    for node_id, node in outputs.items():
+        for items in (node or {}).values():
+            for item in items if isinstance(items, list) else []:
+                if (
+                    not isinstance(item, dict)
+                    or not isinstance(item.get("filename"), str)
+                    or not item["filename"]
+                ):
+                    continue
+                file = Reported(
+                    item["filename"],
+                    str(item.get("subfolder") or ""),
+                    str(item.get("type") or "output"),
+                    node_id,
+                )
+                if file.type != "temp" and (file.subfolder, file.filename) not in seen:
+                    seen.add((file.subfolder, file.filename))
+                    yield file
+
+
+def reported_data(outputs: dict[str, dict[str, Any]], graph: Graph) -> dict[str, Any]:
+    """Texts and numbers that nodes show (`text`, `result`, …), by node title, redacted."""
+    data: dict[str, Any] = {}
+    for node_id, node in outputs.items():
+        for key, items in (node or {}).items():
+            if key == "animated" or not isinstance(items, list):
+                continue
+            plain = [_plain(item) for item in items if isinstance(item, (str, int, float, bool))]
+            if plain and len(data) < _MAX_DATA_ITEMS:
+                label = (
+                    title_of(graph, node_id)
+                    if key in ("text", "result")
+                    else f"{title_of(graph, node_id)}.{key}"
+                )
+                data[label if label not in data else f"{label} ({node_id})"] = (
+                    plain[0] if len(plain) == 1 else plain
+                )
+    return data
+
+
+def collect(
+    outputs: dict[str, dict[str, Any]],
+    graph: Graph,
+    *,
+    tag: str,
+    workdir: Path,
+    take: Take,
+    left: Path | None = None,
+) -> list[LocalFile]:
+    """Bring this execution's files to `workdir` and give them their names back.
+
+    Args:
+        left: our output folder of this execution, where we own one: what lies there
+            unreported (checkpoints, LoRAs) is an output, too.
+    Raises:
+        TaskFailed: no output at all, or one that is reported and not there.
+    """
+    names = _Names()
+    files: list[LocalFile] = []
+    for reported in reported_files(outputs):
+        if reported.node not in graph or _is_stale(reported, graph, tag):
+            continue
+        name = names.free(_visible_name(reported, tag))
+        path = workdir / f"{len(files):05d}{_suffix(name)}"
+        if not take(reported, path):
+            raise TaskFailed(
+                ErrorKind.NODE_FAILED,
+                f"{describe(graph, reported.node)} reports {reported.filename!r}, which does not exist",
+                where=reported.node,
+            )
+        files.append(LocalFile(path, name, media_type(name), reported.node))
+        if len(files) > _MAX_FILES:
+            raise TaskFailed(ErrorKind.REFUSED, f"more than {_MAX_FILES:,} output files")
+    for found in sorted(left.rglob("*")) if left is not None and left.is_dir() else ():
+        if found.is_file() and not found.is_symlink():
+            name = names.free(found.relative_to(left).as_posix() if left else found.name)
+            path = workdir / f"{len(files):05d}{_suffix(name)}"
+            move(found, path)
+            files.append(LocalFile(path, name, media_type(name)))
+    if not files and not reported_data(outputs, graph):
+        raise _nothing(graph)
+    return files
+
+
+def media_type(name: str) -> str:
+    """By extension; the engine's own word for it (`format`) is not reliable."""
+    return MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), "application/octet-stream")
+
+
+def inside(root: Path, *parts: str) -> Path | None:
+    """`root/parts…`, or None if that, links resolved, lies outside `root`."""
+    try:
+        path = root.joinpath(*parts).resolve()
+        return path if path.is_relative_to(root.resolve()) else None
+    except (OSError, ValueError):
+        return None
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename, or copy and delete where they are on different file systems."""
+    shutil.move(source, target)
+
+
+def _is_stale(reported: Reported, graph: Graph, tag: str) -> bool:
+    """A cached report of another execution: nodes with a prefix write under our tag only."""
+    ours = PurePosixPath(reported.subfolder.replace("\\", "/")).parts[:1] == (tag,)
+    return PREFIX_INPUT in graph[reported.node]["inputs"] and not ours
+
+
+def _visible_name(reported: Reported, tag: str) -> str:
+    parts = [part for part in PurePosixPath(reported.subfolder.replace("\\", "/")).parts if part != tag]
+    return visible_prefix("/".join([*parts, reported.filename]))
+
+
+def _suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return suffix if suffix.isascii() and len(suffix) <= 12 else ""
+
+
+def _plain(item: str | float) -> str | float:
+    return redact(item[:_MAX_TEXT]) if isinstance(item, str) else item
+
+
+def _nothing(graph: Graph) -> TaskFailed:
+    previews = [node_id for node_id, node in graph.items() if node["class_type"].startswith("Preview")]
+    if previews:
+        return TaskFailed(
+            ErrorKind.INVALID,
+            f"{describe(graph, previews[0])} only previews, so there is nothing to keep",
+            where=previews[0],
+            mend="Replace it by SaveImage",
+        )
+    return TaskFailed(ErrorKind.NODE_FAILED, "the prompt succeeded without any output", where="workflow")
+
+
+class _Names:
+    """Gives each file a name of its own."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def free(self, name: str) -> str:
+        path, number, result = PurePosixPath(name), 1, name
+        while result.casefold() in self._taken:
+            number += 1
+            result = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
+        self._taken.add(result.casefold())
+        return result

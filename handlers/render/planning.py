@@ -1,0 +1,320 @@
+"""From a render job to its plan: one base graph, and for each task the inputs it sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.render import policy
+from handlers.render.graph import (
+    Graph,
+    Schema,
+    Set,
+    Target,
+    applied,
+    is_link,
+    named_files,
+    read_graph,
+    seed_targets,
+)
+from handlers.render.inputs import InputResolver, digest_of, given_targets
+from handlers.render.models import ModelFinder
+from handlers.render.naming import Binder
+from handlers.render.preflight import check_graph, check_sets, raise_problems
+from handlers.render.prompts import read_prompts
+from handlers.render.settings import RenderSettings
+from handlers.render.workflow import Workflow, is_workflow_file, load_ready, parse_workflow, ready_names
+from processor import layout
+from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, TooLarge
+from processor.expand import SEED, Row, cells, choose, expand
+from processor.handler import PlanContext
+from processor.models import RenderJob
+from processor.records import InputFile, ModelFile, Plan, Task
+from processor.store import Store, check_key, read_bytes
+
+MAX_WORKFLOW_BYTES = 16 * 1024**2
+_WILD = ("prompt", "negative")
+"""Parameters whose `{a|b}` wildcards are settled; a graph's own texts are left as they are."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A task before its place in the order is known."""
+
+    row: Row
+    sets: list[Set]
+    seed: int | None
+    models: tuple[ModelFile, ...]
+    hash: str
+
+
+def plan_render(
+    job: RenderJob, context: PlanContext, settings: RenderSettings, schema: Schema | None
+) -> Plan:
+    """Resolve a render job; see `processor.handler.Handler.plan`.
+
+    Raises:
+        JobInvalid: all that can be known to be wrong without an engine.
+    Cost: 1 request each per workflow key, prompt file, input file and model.
+    """
+    workflow = load_workflow(job.workflow, context.stores.main, context.drop_key)
+    graph = read_graph(workflow.graph)
+    policy.check_nodes(graph, allow=settings.allow_nodes, deny=settings.deny_nodes, schema=schema)
+    binder = Binder(graph, workflow.parameters, schema)
+    defaults = [
+        change
+        for name, parameter in workflow.parameters.items()
+        if parameter.default is not None
+        for change in binder.bind(name, where=f"parameters.{name}").sets(
+            parameter.default, where=f"parameters.{name}"
+        )
+    ]
+    # Three layers: the workflow's own defaults, the job's overrides, each task's row.
+    base = applied(graph, [*defaults, *binder.overrides(job.overrides)])
+    rows = _rows(job, context)
+    task_sets = _task_sets(job, rows, binder, base)
+    raise_problems(_problems(base, task_sets, schema, settings, job.inputs))
+
+    targets = _file_targets(base, schema, job.inputs)
+    resolver = InputResolver(job.inputs, context.stores.main, drop_key=context.drop_key, settings=settings)
+    finder = ModelFinder(context.stores.models, settings, schema)
+    drafts = _drafts(base, rows, task_sets, targets, resolver=resolver, finder=finder)
+    finder.raise_missing()
+    resolver.check_all_used(_all_values(base, task_sets, targets) if job.inputs else ())
+    models = list(dict.fromkeys((*workflow.models, *(model for draft in drafts for model in draft.models))))
+    return Plan(
+        job_id=context.job_id,
+        kind="render",
+        shared={
+            "workflow": base,
+            "files": [list(target) for target in targets],
+            "allow_invalid_outputs": job.allow_invalid_outputs,
+        },
+        tasks=_ordered(drafts),
+        inputs=resolver.files,
+        models=models,
+        gpu=job.gpu or workflow.gpu,
+        warnings=_warnings(schema),
+    )
+
+
+def load_workflow(reference: dict[str, Any] | str, store: Store, drop_key: str = "") -> Workflow:
+    """A workflow given inline, by the name of a ready one, or by store key.
+
+    A key is tried as it is, under `comfy_workflows/` and next to the drop.
+
+    Raises:
+        JobInvalid: no such workflow, with the nearest known name; or not a graph.
+    Cost: 0 for ready ones, else 1 request per place looked at.
+    """
+    if isinstance(reference, dict):
+        return _as_workflow(reference, "workflow")
+    if (ready := load_ready(reference)) is not None:
+        return ready
+    folder = drop_key.rpartition("/")[0]
+    places = [
+        reference,
+        layout.WORKFLOWS + reference,
+        layout.WORKFLOWS + reference + ".json",
+        f"{folder}/{reference}",
+    ]
+    for key in dict.fromkeys(places):
+        try:
+            data = read_bytes(store, check_key(key), limit_bytes=MAX_WORKFLOW_BYTES)
+        except NotFound:
+            continue
+        except (InvalidKey, TooLarge) as error:
+            raise JobInvalid(error.what, where=f"workflow: {reference[:200]}") from None
+        try:
+            return _as_workflow(json.loads(data), key)
+        except (ValueError, RecursionError):
+            raise JobInvalid("not a JSON file", where=key) from None
+    raise _no_workflow(reference, store)
+
+
+def graph_hash_parts(graph: Graph) -> dict[str, str]:
+    """Node id → its canonical JSON without its title, which decides nothing."""
+    return {
+        node_id: _canonical({key: node[key] for key in ("class_type", "inputs")})
+        for node_id, node in graph.items()
+    }
+
+
+def task_hash(parts: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    """The hash of a final graph and of the files it reads: equal tasks, equal hashes.
+
+    Equal to `canonical_hash` of the whole, but nodes that a task does not change are
+    serialised once a job, not once a task.
+    """
+    text = "{" + ",".join(f"{_canonical(node_id)}:{parts[node_id]}" for node_id in sorted(parts)) + "}"
+    return hashlib.sha256(f'{{"graph":{text},"inputs":{_canonical(dict(digests))}}}'.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _as_workflow(value: Any, where: str) -> Workflow:
+    if is_workflow_file(value):
+        return parse_workflow(
+            {**value, "graph": read_graph(value["graph"], where=f"{where}: graph")}, where=where
+        )
+    return Workflow(graph=read_graph(value, where=where))
+
+
+def _no_workflow(reference: str, store: Store) -> JobInvalid:
+    from handlers.render.graph import nearest
+
+    keys = [entry.key for page in store.list(layout.WORKFLOWS) for entry in page.objects][:1000]
+    return JobInvalid(
+        f"there is no workflow {reference[:200]!r}",
+        where="workflow",
+        mend=nearest(reference, [*ready_names(), *keys], what="workflows"),
+        kind=ErrorKind.INVALID,
+    )
+
+
+def _rows(job: RenderJob, context: PlanContext) -> list[Row]:
+    # The product of matrix and seeds alone may already be too much: refuse before reading files.
+    if not (job.matrix and job.matrix.exclude) and cells(job.matrix, None, job.seeds) > context.max_tasks:
+        return expand(job.matrix, None, job.seeds, draw_key=context.job_id, max_tasks=context.max_tasks)
+    rows = read_prompts(
+        job.prompts, context.stores.main, drop_key=context.drop_key, max_rows=context.max_tasks
+    )
+    return expand(job.matrix, rows, job.seeds, draw_key=context.job_id, max_tasks=context.max_tasks)
+
+
+def _task_sets(job: RenderJob, rows: list[Row], binder: Binder, base: Graph) -> list[list[Set]]:
+    """What each row sets; `rows` get their settled wildcards, so that plans show what was drawn."""
+    if SEED in rows[0] and not binder.targets(SEED):
+        raise JobInvalid("this graph has no seed input, so its tasks would all be the same", where="seeds")
+    wild = {name: str(job.overrides[name]) for name in _WILD if isinstance(job.overrides.get(name), str)}
+    own_seed = _seed_of(base)
+    sets: list[list[Set]] = []
+    for index, row in enumerate(rows):
+        for name in _WILD:
+            text = row.get(name, wild.get(name))
+            if isinstance(text, str) and "|" in text:
+                # Drawn by the seed, so that a matrix over cfg compares like with like.
+                row[name] = choose(text, f"{row.get(SEED, own_seed if own_seed is not None else index)}")
+        changes: list[Set] = []
+        for name, value in row.items():
+            changes.extend(binder.bind(name, where=_place(job, name)).sets(value, where=_place(job, name)))
+        sets.append(changes)
+    return sets
+
+
+def _place(job: RenderJob, name: str) -> str:
+    if job.matrix and (name in job.matrix.product or name in job.matrix.zip):
+        return f"matrix.{name}"
+    return (
+        "seeds"
+        if name == SEED and job.seeds is not None
+        else f"prompts: {name}"
+        if job.prompts
+        else f"matrix.{name}"
+    )
+
+
+def _problems(
+    base: Graph,
+    task_sets: Sequence[Sequence[Set]],
+    schema: Schema | None,
+    settings: RenderSettings,
+    inputs: Mapping[str, str],
+) -> list[Any]:
+    first = applied(base, task_sets[0])
+    every = [change for changes in task_sets for change in changes]
+    exempt = {*ModelFinder.targets(first), *_file_targets(first, schema, inputs)}
+    policy.check_paths(first, _without(every, exempt), allow=settings.allow_nodes)
+    return [
+        *check_graph(first, schema, exempt=exempt),
+        *check_sets(first, _distinct(every), schema, exempt=exempt),
+    ]
+
+
+def _without(sets: Iterable[Set], exempt: set[Target]) -> list[Set]:
+    return [change for change in sets if Target(change.node, change.input) not in exempt]
+
+
+def _distinct(sets: Iterable[Set]) -> list[Set]:
+    return list({(change.node, change.input, repr(change.value)): change for change in sets}.values())
+
+
+def _file_targets(base: Graph, schema: Schema | None, inputs: Mapping[str, str]) -> list[Target]:
+    files = [*named_files(base, schema), *given_targets(base, inputs)]
+    return list(dict.fromkeys(file.target for file in files))
+
+
+def _drafts(
+    base: Graph,
+    rows: list[Row],
+    task_sets: list[list[Set]],
+    targets: list[Target],
+    *,
+    resolver: InputResolver,
+    finder: ModelFinder,
+) -> list[_Draft]:
+    parts = graph_hash_parts(base)
+    drafts: list[_Draft] = []
+    for row, sets in zip(rows, task_sets, strict=True):
+        graph = applied(base, sets)
+        changed = {change.node for change in sets}
+        files: dict[str, InputFile | None] = {}
+        for target in targets:
+            value = graph[target.node]["inputs"].get(target.input)
+            if isinstance(value, str) and value:
+                files[value] = resolver.resolve(value, target)
+        digests = {name: digest_of(file) for name, file in files.items() if file is not None}
+        own = parts | graph_hash_parts({node_id: graph[node_id] for node_id in changed})
+        drafts.append(_Draft(row, sets, _seed_of(graph), tuple(finder.find(graph)), task_hash(own, digests)))
+    return drafts
+
+
+def _seed_of(graph: Graph) -> int | None:
+    for target in seed_targets(graph):
+        value = graph[target.node]["inputs"].get(target.input)
+        if isinstance(value, int) and not is_link(value):
+            return value
+    return None
+
+
+def _ordered(drafts: list[_Draft]) -> list[Task]:
+    """Tasks that share models side by side, so that a warm engine does not reload; else as given."""
+    groups: dict[str, list[_Draft]] = {}
+    for draft in drafts:
+        label = " + ".join(f"{model.folder}/{model.name}" for model in draft.models)
+        groups.setdefault(label, []).append(draft)
+    ordered = [(label, draft) for label, members in groups.items() for draft in members]
+    return [
+        Task(
+            index=index,
+            hash=draft.hash,
+            params=draft.row,
+            seed=draft.seed,
+            payload={"sets": [list(change) for change in draft.sets]},
+            group=label,
+        )
+        for index, (label, draft) in enumerate(ordered)
+    ]
+
+
+def _all_values(base: Graph, task_sets: list[list[Set]], targets: list[Target]) -> list[str]:
+    values = [base[target.node]["inputs"].get(target.input) for target in targets]
+    wanted = set(targets)
+    values += [
+        change.value
+        for changes in task_sets
+        for change in changes
+        if Target(change.node, change.input) in wanted
+    ]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _warnings(schema: Schema | None) -> list[str]:
+    if schema is not None:
+        return []
+    return ["no object_info is known, so nodes and values are checked only when the engine runs"]

@@ -1,0 +1,111 @@
+"""Where a graph's rules come from: the best `/object_info` at hand, without starting anything."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from handlers.render.graph import Schema
+from handlers.render.settings import RenderSettings
+from processor import layout
+from processor.errors import ConfigError, NotFound
+from processor.store import Store, read_bytes
+
+_MAX_BYTES = 64 * 1024**2
+_STALE_S = 300.0
+_ASK_TIMEOUT_S = 10.0
+
+
+class SchemaSource:
+    """The node schema for preflight. Thread-safe; remembers an answer for five minutes.
+
+    In this order: the file in the settings; the attached server, if it answers; the
+    built-in engine's own, if that is the engine; what our ComfyUI said when it started
+    (`learn`); `state/object_info.json` in the store. None when nothing is known: then the
+    server's own validation has the word.
+    """
+
+    def __init__(self, settings: RenderSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._known: Schema | None = None
+        self._learned: Schema | None = None
+        self._asked_at = float("-inf")
+
+    def learn(self, schema: Schema) -> None:
+        """Keep what a started server says of itself."""
+        with self._lock:
+            self._learned = schema
+
+    def get(self, store: Store | None) -> Schema | None:
+        """The schema, or None. Cost: at most 1 request in five minutes."""
+        with self._lock:
+            if self._settings.object_info is None and self._learned is not None:
+                return self._learned
+            if time.monotonic() - self._asked_at > _STALE_S:
+                self._known = self._look(store)
+                self._asked_at = time.monotonic()
+            return self._known
+
+    def _look(self, store: Store | None) -> Schema | None:
+        if self._settings.object_info is not None:
+            return _from_file(self._settings.object_info)
+        if self._settings.comfyui_url:
+            return _ask(self._settings.comfyui_url)
+        if self._settings.engine == "builtin":
+            return _builtin()
+        return None if store is None else _from_store(store)
+
+
+def _builtin() -> Schema:
+    from handlers.engine.nodes import NODES  # late: attached and supervised engines don't need it
+
+    return {name: node.object_info(_NoInputs()) for name, node in NODES.items()}
+
+
+class _NoInputs:
+    """The input folder of an engine that has not started."""
+
+    def input_pictures(self) -> list[str]:
+        return []
+
+
+def _from_file(path: Path) -> Schema:
+    try:
+        return _checked(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        raise ConfigError("no readable /object_info answer", where=str(path)) from None
+
+
+def _ask(url: str) -> Schema | None:
+    try:
+        response = urllib3.request(
+            "GET", f"{url.rstrip('/')}/object_info", timeout=_ASK_TIMEOUT_S, retries=False, redirect=False
+        )
+        return _checked(response.json()) if response.status == 200 else None
+    except (HTTPError, ValueError):
+        # An attached server that is down now may be up when the task runs.
+        return None
+
+
+def _from_store(store: Store) -> Schema | None:
+    try:
+        return _checked(json.loads(read_bytes(store, layout.OBJECT_INFO, limit_bytes=_MAX_BYTES)))
+    except NotFound:
+        return None
+    except ValueError:
+        raise ConfigError(
+            "not JSON", where=layout.OBJECT_INFO, mend="Capture it again, or remove it"
+        ) from None
+
+
+def _checked(value: Any) -> Schema:
+    if not isinstance(value, dict) or not all(isinstance(info, dict) for info in value.values()):
+        raise ValueError("not an object of node classes")
+    return value

@@ -1,0 +1,195 @@
+"""From axes to combinations: how one job becomes many tasks. Pure and deterministic.
+
+A job multiplies by its matrix, by its rows (prompts, or the lines of a file) and by its
+seeds, in that order; the last varies fastest. `expand` refuses by arithmetic, before a
+single combination is built.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+
+from processor.errors import ErrorKind, JobInvalid
+from processor.models import MAX_SEED, Matrix, Scalar, SeedDraw, SeedRange, Seeds
+
+Row = dict[str, Scalar]
+"""What one task sets: axis, parameter or column → value."""
+
+SEED = "seed"
+"""The name under which seeds stand in a row."""
+
+_EXCLUDE_SLACK = 10
+"""`exclude` can bring a matrix below the limit; so many times the limit are looked at."""
+_DRAWN_SEED_BITS = 48
+"""Drawn seeds stay exact in JavaScript and in spreadsheets."""
+_CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
+_MAX_CHOICES = 1000
+
+
+def cells(matrix: Matrix | None = None, rows: Sequence[Row] | None = None, seeds: Seeds | None = None) -> int:
+    """How many tasks these would make if nothing were excluded: computed, not counted."""
+    return _matrix_cells(matrix) * (1 if rows is None else len(rows)) * _seed_count(seeds)
+
+
+def expand(
+    matrix: Matrix | None = None,
+    rows: Sequence[Row] | None = None,
+    seeds: Seeds | None = None,
+    *,
+    draw_key: str,
+    max_tasks: int,
+) -> list[Row]:
+    """Every combination as a row, in a fixed order.
+
+    Args:
+        rows: combinations given outright (prompts, lines of a file); each meets every cell.
+        draw_key: seeds the draw of random seeds, so that planning twice draws the same.
+    Returns:
+        1..max_tasks rows; `[{}]` when nothing multiplies.
+    Raises:
+        JobInvalid: more than `max_tasks` (refused at once, whatever the size), none left,
+            or an axis given twice.
+    """
+    _check_names(matrix, rows, seeds)
+    slack = _EXCLUDE_SLACK if matrix and matrix.exclude else 1
+    total = cells(matrix, rows, seeds)
+    if total > max_tasks * slack:
+        raise _too_many(total, max_tasks)
+    drawn = draw_seeds(seeds, draw_key)
+    found: list[Row] = []
+    for cell, row, seed in itertools.product(
+        list(_matrix_rows(matrix)), rows if rows is not None else [{}], drawn if drawn is not None else [None]
+    ):
+        if len(found) == max_tasks:
+            raise _too_many(total, max_tasks)
+        found.append(cell | row | ({} if seed is None else {SEED: seed}))
+    if not found:
+        raise JobInvalid(
+            "no combination is left to run", where="matrix.exclude", mend="Exclude less, or add an include"
+        )
+    return found
+
+
+def draw_seeds(seeds: Seeds | None, draw_key: str) -> list[int] | None:
+    """The seeds that a job asks for; random ones are distinct and depend on `draw_key` alone."""
+    match seeds:
+        case None:
+            return None
+        case SeedRange():
+            if seeds.start + seeds.count - 1 > MAX_SEED:
+                raise JobInvalid(f"seeds end at {MAX_SEED}", where="seeds")
+            return list(range(seeds.start, seeds.start + seeds.count))
+        case SeedDraw():
+            # A string seeds Random through SHA-512, the same on every platform and version.
+            source = random.Random(f"seeds\0{draw_key}")  # noqa: S311 - a draw to be repeated
+            drawn: dict[int, None] = {}
+            while len(drawn) < seeds.random:
+                drawn[source.getrandbits(_DRAWN_SEED_BITS)] = None
+            return list(drawn)
+        case _:
+            return list(seeds)
+
+
+def choose(text: str, draw_key: str) -> str:
+    """Settle `{a|b|c}` wildcards, nested ones too; the same key always chooses the same.
+
+    Braces without a bar are left alone.
+    """
+    if "|" not in text:
+        return text
+    source = random.Random(f"choose\0{draw_key}\0{text}")  # noqa: S311 - a draw to be repeated
+    for _ in range(_MAX_CHOICES):
+        text, replaced = _CHOICE.subn(lambda match: source.choice(match[1].split("|")), text, count=1)
+        if not replaced:
+            break
+    return text
+
+
+def _matrix_cells(matrix: Matrix | None) -> int:
+    if matrix is None:
+        return 1
+    total = 1 if matrix.product or matrix.zip else 0
+    for values in matrix.product.values():
+        total *= len(values)
+    if matrix.zip:
+        total *= len(next(iter(matrix.zip.values())))
+    total += len(matrix.include)
+    # An empty matrix (`{}`) multiplies by nothing, not by zero.
+    return total or 1
+
+
+def _seed_count(seeds: Seeds | None) -> int:
+    match seeds:
+        case None:
+            return 1
+        case SeedRange():
+            return seeds.count
+        case SeedDraw():
+            return seeds.random
+        case _:
+            return len(seeds)
+
+
+def _matrix_rows(matrix: Matrix | None) -> Iterator[Row]:
+    if matrix is None or not (matrix.product or matrix.zip or matrix.include):
+        yield {}
+        return
+    if matrix.product or matrix.zip:
+        axes: list[list[Row]] = [
+            [{name: value} for value in values] for name, values in matrix.product.items()
+        ]
+        if matrix.zip:
+            axes.append(
+                [
+                    dict(zip(matrix.zip, values, strict=True))
+                    for values in zip(*matrix.zip.values(), strict=True)
+                ]
+            )
+        for parts in itertools.product(*axes):
+            row: Row = {}
+            for part in parts:
+                row.update(part)
+            if not any(_agrees(row, rule) for rule in matrix.exclude):
+                yield row
+    yield from (dict(row) for row in matrix.include)
+
+
+def _agrees(row: Row, rule: Row) -> bool:
+    return all(_same(row[name], value) for name, value in rule.items())
+
+
+def _same(left: Scalar, right: Scalar) -> bool:
+    # True == 1 in Python; on a form they are different answers.
+    return isinstance(left, bool) == isinstance(right, bool) and left == right
+
+
+def _check_names(matrix: Matrix | None, rows: Sequence[Row] | None, seeds: Seeds | None) -> None:
+    axes = set() if matrix is None else matrix.product.keys() | matrix.zip.keys()
+    included = set() if matrix is None else {name for row in matrix.include for name in row}
+    columns = {name for row in rows or () for name in row}
+    for name in sorted((axes | included) & columns):
+        raise JobInvalid(f"{name!r} is given both by the matrix and by the prompts", where=f"matrix.{name}")
+    if seeds is not None and SEED in axes | included | columns:
+        raise JobInvalid("seeds are given twice: by `seeds` and by an axis or column `seed`", where="seeds")
+    for rule in matrix.exclude if matrix else ():
+        if not rule:
+            raise JobInvalid("an empty combination would exclude everything", where="matrix.exclude")
+        for name in rule.keys() - axes:
+            near = get_close_matches(name, axes, n=1)
+            mend = (
+                f"Did you mean {near[0]!r}?" if near else f"The axes are: {', '.join(sorted(axes)) or 'none'}"
+            )
+            raise JobInvalid(f"{name!r} is not an axis of the matrix", where="matrix.exclude", mend=mend)
+
+
+def _too_many(total: int, max_tasks: int) -> JobInvalid:
+    return JobInvalid(
+        f"{total:,} tasks; the limit is {max_tasks:,} a job",
+        where="matrix",
+        mend="Shorten an axis, split the job, or raise max_tasks",
+        kind=ErrorKind.REFUSED,
+    )

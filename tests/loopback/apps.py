@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.calls import Signal
 from tests.loopback.containers import Container, Host, Pool
@@ -25,11 +25,11 @@ class Registered:
     app_id: str
     name: str
     function_id: str = field(default_factory=lambda: new_id("fu"))
-    spec: api_pb2.Function = field(default_factory=api_pb2.Function)
-    data: api_pb2.FunctionData | None = None
+    spec: pb.Function = field(default_factory=pb.Function)
+    data: pb.FunctionData | None = None
     base: "Registered | None" = None
     serialized_params: bytes = b""
-    options: api_pb2.FunctionOptions | None = None
+    options: pb.FunctionOptions | None = None
     web_urls: dict[str, str] = field(default_factory=dict)  # by method name, "" for a plain function
 
     @property
@@ -45,11 +45,11 @@ class Registered:
         cron = self.spec.schedule.cron
         return (cron.cron_string, cron.timezone) if self.spec.schedule.HasField("cron") else None
 
-    def handle(self) -> api_pb2.FunctionHandleMetadata:
+    def handle(self) -> pb.FunctionHandleMetadata:
         """What a client needs to call it."""
         spec, methods = self.spec, {}
         for name, method in spec.method_definitions.items():
-            methods[name] = api_pb2.FunctionHandleMetadata(
+            methods[name] = pb.FunctionHandleMetadata(
                 function_name=method.function_name,
                 function_type=method.function_type,
                 use_method_name=name,
@@ -59,7 +59,7 @@ class Registered:
                 supported_output_formats=method.supported_output_formats,
                 app_id=self.app_id,
             )
-        return api_pb2.FunctionHandleMetadata(
+        return pb.FunctionHandleMetadata(
             function_name=self.name,
             function_type=spec.function_type,
             web_url=self.web_urls.get("", ""),
@@ -73,11 +73,11 @@ class Registered:
             app_id=self.app_id,
         )
 
-    def described(self) -> api_pb2.FunctionData:
+    def described(self) -> pb.FunctionData:
         """The FunctionData that the client turns into its `FunctionInfo`."""
         if self.data:
             return self.data
-        data = api_pb2.FunctionData(function_name=self.name, is_class=self.spec.is_class)
+        data = pb.FunctionData(function_name=self.name, is_class=self.spec.is_class)
         data.ranked_functions.add(rank=0).function.CopyFrom(self.spec)
         return data
 
@@ -86,16 +86,16 @@ class Registered:
 class App:
     name: str
     app_id: str = field(default_factory=lambda: new_id("ap"))
-    state: int = api_pb2.APP_STATE_INITIALIZING
+    state: int = pb.APP_STATE_INITIALIZING
     functions: dict[str, Registered] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)  # class name -> id
     done: Signal = field(default_factory=Signal)
 
 
-OpenWeb = Callable[[Registered, str, api_pb2.WebhookConfig], Awaitable[str]]
+OpenWeb = Callable[[Registered, str, pb.WebhookConfig], Awaitable[str]]
 
 
-def apply_options(spec: api_pb2.Function, options: api_pb2.FunctionOptions) -> None:
+def apply_options(spec: pb.Function, options: pb.FunctionOptions) -> None:
     """What `with_options` and its kin change; secrets and volumes replace, resources merge."""
     if options.replace_secret_ids:
         spec.secret_ids[:] = options.secret_ids
@@ -144,13 +144,13 @@ class Apps:
 
     def deployed(self, name: str) -> App:
         for app in self.apps.values():
-            if app.name == name and app.state == api_pb2.APP_STATE_DEPLOYED:
+            if app.name == name and app.state == pb.APP_STATE_DEPLOYED:
                 return app
         raise not_found(f"App '{name}' is not deployed")
 
-    def layout(self, app_id: str) -> api_pb2.AppLayout:
+    def layout(self, app_id: str) -> pb.AppLayout:
         """Ids and metadata of the app's objects, also of those that its functions depend on."""
-        app, layout = self.apps[app_id], api_pb2.AppLayout()
+        app, layout = self.apps[app_id], pb.AppLayout()
         others: set[str] = set()
         for name, registered in app.functions.items():
             layout.function_ids[name] = registered.function_id
@@ -165,36 +165,32 @@ class Apps:
             layout.objects.add(object_id=object_id, volume_metadata=metadata)
         return layout
 
-    def _class_metadata(self, app: App, name: str) -> api_pb2.ClassHandleMetadata:
+    def _class_metadata(self, app: App, name: str) -> pb.ClassHandleMetadata:
         service = app.functions.get(f"{name}.*")
-        return api_pb2.ClassHandleMetadata(
+        return pb.ClassHandleMetadata(
             class_function_id=service.function_id if service else "",
             class_function_metadata=service.handle() if service else None,
         )
 
-    async def app_get_by_deployment_name(
-        self, request: api_pb2.AppGetByDeploymentNameRequest, _: Container | None
-    ) -> Message:
+    async def app_get_by_deployment_name(self, request: pb.AppGetByDeploymentNameRequest) -> Message:
         found = [app.app_id for app in self.apps.values() if app.name == request.name]
-        live = [app_id for app_id in found if self.apps[app_id].state == api_pb2.APP_STATE_DEPLOYED]
-        return api_pb2.AppGetByDeploymentNameResponse(
-            app_id=live[-1] if live else "", environment_name="main"
-        )
+        live = [app_id for app_id in found if self.apps[app_id].state == pb.APP_STATE_DEPLOYED]
+        return pb.AppGetByDeploymentNameResponse(app_id=live[-1] if live else "", environment_name="main")
 
-    async def app_create(self, request: api_pb2.AppCreateRequest, _: Container | None) -> Message:
+    async def app_create(self, request: pb.AppCreateRequest) -> Message:
         app = App(request.description, state=request.app_state)
         self.apps[app.app_id] = app
-        return api_pb2.AppCreateResponse(
+        return pb.AppCreateResponse(
             app_id=app.app_id, app_page_url="http://127.0.0.1/", app_logs_url="http://127.0.0.1/"
         )
 
-    async def app_get_layout(self, request: api_pb2.AppGetLayoutRequest, _: Container | None) -> Message:
-        return api_pb2.AppGetLayoutResponse(app_layout=self.layout(request.app_id))
+    async def app_get_layout(self, request: pb.AppGetLayoutRequest) -> Message:
+        return pb.AppGetLayoutResponse(app_layout=self.layout(request.app_id))
 
-    async def app_heartbeat(self, _request: api_pb2.AppHeartbeatRequest, _: Container | None) -> Empty:
+    async def app_heartbeat(self, _request: pb.AppHeartbeatRequest) -> Empty:
         return EMPTY
 
-    async def app_publish(self, request: api_pb2.AppPublishRequest, _: Container | None) -> Message:
+    async def app_publish(self, request: pb.AppPublishRequest) -> Message:
         app = self.apps[request.app_id]
         app.name, app.state = request.name or app.name, request.app_state
         app.functions = {name: self.functions[known] for name, known in request.function_ids.items()}
@@ -203,41 +199,37 @@ class Apps:
             if registered.app_id == app.app_id and (registered.base or registered) in app.functions.values():
                 self.pool(registered.function_id).redeployed()
         self.host.changed()
-        return api_pb2.AppPublishResponse(url="http://127.0.0.1/", deployed_at=time.time())
+        return pb.AppPublishResponse(url="http://127.0.0.1/", deployed_at=time.time())
 
-    async def app_list(self, _request: api_pb2.AppListRequest, _: Container | None) -> Message:
-        listed = api_pb2.AppListResponse()
+    async def app_list(self, _request: pb.AppListRequest) -> Message:
+        listed = pb.AppListResponse()
         for app in self.apps.values():
             item = listed.apps.add(app_id=app.app_id, description=app.name, name=app.name)
             setattr(item, "state", app.state)  # noqa: B010  # enums are ints on the wire
         return listed
 
-    async def app_stop(self, request: api_pb2.AppStopRequest, _: Container | None) -> Empty:
+    async def app_stop(self, request: pb.AppStopRequest) -> Empty:
         self.stop(self.apps[request.app_id])
         return EMPTY
 
-    async def app_client_disconnect(
-        self, request: api_pb2.AppClientDisconnectRequest, _: Container | None
-    ) -> Empty:
+    async def app_client_disconnect(self, request: pb.AppClientDisconnectRequest) -> Empty:
         app = self.apps[request.app_id]
-        if app.state == api_pb2.APP_STATE_EPHEMERAL:
+        if app.state == pb.APP_STATE_EPHEMERAL:
             self.stop(app)
         return EMPTY
 
     def stop(self, app: App) -> None:
-        app.state = api_pb2.APP_STATE_STOPPED
+        app.state = pb.APP_STATE_STOPPED
         for pool in self.pools.values():
             if pool.registered.app_id == app.app_id:
                 pool.stop()
         app.done.fire()
 
-    async def app_get_logs(
-        self, request: api_pb2.AppGetLogsRequest, _: Container | None
-    ) -> AsyncIterator[Message]:
+    async def app_get_logs(self, request: pb.AppGetLogsRequest) -> AsyncIterator[Message]:
         """Follow the app's container logs until it stops: `modal run` shows them."""
         app, read = self.apps[request.app_id], dict[Path, int]()
         while True:
-            stopped = app.state == api_pb2.APP_STATE_STOPPED
+            stopped = app.state == pb.APP_STATE_STOPPED
             for container in self.containers():
                 if container.pool.registered.app_id == app.app_id and container.log_path.exists():
                     with container.log_path.open("rb") as log:
@@ -245,26 +237,21 @@ class Apps:
                         text = log.read()
                         read[container.log_path] = log.tell()
                     if text:
-                        item = api_pb2.TaskLogs(
-                            data=text.decode(errors="replace"),
-                            file_descriptor=api_pb2.FILE_DESCRIPTOR_STDOUT,
+                        item = pb.TaskLogs(
+                            data=text.decode(errors="replace"), file_descriptor=pb.FILE_DESCRIPTOR_STDOUT
                         )
-                        yield api_pb2.TaskLogsBatch(
-                            task_id=container.task_id, entry_id=new_id("lo"), items=[item]
-                        )
+                        yield pb.TaskLogsBatch(task_id=container.task_id, entry_id=new_id("lo"), items=[item])
             if stopped:
-                yield api_pb2.TaskLogsBatch(app_done=True)
+                yield pb.TaskLogsBatch(app_done=True)
                 return
             await app.done.wait(LOGS_EVERY_S)
 
-    async def function_precreate(
-        self, request: api_pb2.FunctionPrecreateRequest, _: Container | None
-    ) -> Message:
+    async def function_precreate(self, request: pb.FunctionPrecreateRequest) -> Message:
         registered = self.functions.get(request.existing_function_id) or Registered(
             request.app_id, request.function_name
         )
         self.functions[registered.function_id] = registered
-        draft = api_pb2.Function(
+        draft = pb.Function(
             function_name=request.function_name,
             function_type=request.function_type,
             webhook_config=request.webhook_config,
@@ -276,17 +263,17 @@ class Apps:
         if not registered.spec.function_name:  # a redeploy keeps the old until FunctionCreate
             registered.spec = draft
         await self._open_webs(registered, draft)
-        return api_pb2.FunctionPrecreateResponse(
+        return pb.FunctionPrecreateResponse(
             function_id=registered.function_id, handle_metadata=registered.handle()
         )
 
-    async def _open_webs(self, registered: Registered, spec: api_pb2.Function) -> None:
+    async def _open_webs(self, registered: Registered, spec: pb.Function) -> None:
         configs = {name: method.webhook_config for name, method in spec.method_definitions.items()}
         for method, config in {"": spec.webhook_config, **configs}.items():
             if config.type and method not in registered.web_urls:
                 registered.web_urls[method] = await self.open_web(registered, method, config)
 
-    async def function_create(self, request: api_pb2.FunctionCreateRequest, _: Container | None) -> Message:
+    async def function_create(self, request: pb.FunctionCreateRequest) -> Message:
         ranked = request.function_data.ranked_functions
         spec = ranked[0].function if ranked else request.function
         registered = self.functions.get(request.existing_function_id) or Registered(
@@ -295,26 +282,24 @@ class Apps:
         self.functions[registered.function_id] = registered
         registered.spec, registered.data = spec, request.function_data if ranked else None
         await self._open_webs(registered, spec)
-        return api_pb2.FunctionCreateResponse(
+        return pb.FunctionCreateResponse(
             function_id=registered.function_id,
             function=spec,
             function_data=registered.described(),
             handle_metadata=registered.handle(),
         )
 
-    async def function_get(self, request: api_pb2.FunctionGetRequest, _: Container | None) -> Message:
+    async def function_get(self, request: pb.FunctionGetRequest) -> Message:
         app = self.deployed(request.app_name)
         if (registered := app.functions.get(request.object_tag)) is None:
             raise not_found(f"no function '{request.object_tag}' in app '{app.name}'")
-        return api_pb2.FunctionGetResponse(
+        return pb.FunctionGetResponse(
             function_id=registered.function_id,
             handle_metadata=registered.handle(),
             function=registered.described(),
         )
 
-    async def function_bind_params(
-        self, request: api_pb2.FunctionBindParamsRequest, _: Container | None
-    ) -> Message:
+    async def function_bind_params(self, request: pb.FunctionBindParamsRequest) -> Message:
         base = self.functions[request.function_id]
         for variant in self.functions.values():
             same = variant.base is base and variant.serialized_params == request.serialized_params
@@ -333,36 +318,34 @@ class Apps:
             variant.spec.CopyFrom(base.spec)
             apply_options(variant.spec, request.function_options)
             self.functions[variant.function_id] = variant
-        return api_pb2.FunctionBindParamsResponse(
+        return pb.FunctionBindParamsResponse(
             bound_function_id=variant.function_id, handle_metadata=variant.handle()
         )
 
-    async def class_create(self, request: api_pb2.ClassCreateRequest, _: Container | None) -> Message:
+    async def class_create(self, request: pb.ClassCreateRequest) -> Message:
         class_id = request.existing_class_id or new_id("cs")
         self.classes[class_id] = request.app_id
-        return api_pb2.ClassCreateResponse(class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata())
+        return pb.ClassCreateResponse(class_id=class_id, handle_metadata=pb.ClassHandleMetadata())
 
-    async def class_get(self, request: api_pb2.ClassGetRequest, _: Container | None) -> Message:
+    async def class_get(self, request: pb.ClassGetRequest) -> Message:
         app = self.deployed(request.app_name)
         if (class_id := app.classes.get(request.object_tag)) is None:
             raise not_found(f"no class '{request.object_tag}' in app '{app.name}'")
         metadata = self._class_metadata(app, request.object_tag)
-        return api_pb2.ClassGetResponse(class_id=class_id, handle_metadata=metadata)
+        return pb.ClassGetResponse(class_id=class_id, handle_metadata=metadata)
 
     async def function_update_scheduling_params(
-        self, request: api_pb2.FunctionUpdateSchedulingParamsRequest, _: Container | None
+        self, request: pb.FunctionUpdateSchedulingParamsRequest
     ) -> Message:
         pool = self.pool(request.function_id)
         pool.overrides.MergeFrom(request.settings)
         pool.submit([])
-        return api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=pool.settings)
+        return pb.FunctionUpdateSchedulingParamsResponse(current_settings=pool.settings)
 
-    async def function_get_current_stats(
-        self, request: api_pb2.FunctionGetCurrentStatsRequest, _: Container | None
-    ) -> Message:
+    async def function_get_current_stats(self, request: pb.FunctionGetCurrentStatsRequest) -> Message:
         pool = self.pool(request.function_id)
         running = pool.accepting()
-        return api_pb2.FunctionStats(
+        return pb.FunctionStats(
             backlog=len(pool.queue),
             num_total_tasks=len(running),
             num_running_inputs=sum(len(container.inputs) for container in running),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.rpc import EMPTY, Empty, Message, new_id, not_found
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tests.loopback.apps import Apps
     from tests.loopback.containers import Container, Pool
 
-ASYNC = api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
-Result = api_pb2.GenericResult
+ASYNC = pb.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
+Result = pb.GenericResult
 RETRIED = (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT)
 MAX_INPUTS_OUTSTANDING = 1000
 
@@ -42,11 +42,11 @@ class DataStream:
     """An ordered stream of chunks that can be read again from any index: web bodies, generators."""
 
     def __init__(self) -> None:
-        self.chunks: list[api_pb2.DataChunk] = []
+        self.chunks: list[pb.DataChunk] = []
         self.closed = False
         self.signal = Signal()
 
-    def put(self, chunks: Iterable[api_pb2.DataChunk]) -> None:
+    def put(self, chunks: Iterable[pb.DataChunk]) -> None:
         known = {chunk.index for chunk in self.chunks}
         self.chunks.extend(chunk for chunk in chunks if chunk.index not in known)
         self.signal.fire()
@@ -55,7 +55,7 @@ class DataStream:
         self.closed = True
         self.signal.fire()
 
-    async def read(self, after: int = 0) -> AsyncIterator[api_pb2.DataChunk]:
+    async def read(self, after: int = 0) -> AsyncIterator[pb.DataChunk]:
         position = 0
         while True:
             for chunk in self.chunks[position:]:
@@ -74,14 +74,14 @@ class Input:
 
     call: "Call"
     idx: int
-    payload: api_pb2.FunctionInput
+    payload: pb.FunctionInput
     input_id: str = field(default_factory=lambda: new_id("in"))
     retry_count: int = 0
     crashes: int = 0
     cancelled: bool = False
     tried: list[str] = field(default_factory=list)
     container: "Container | None" = None
-    output: api_pb2.FunctionGetOutputsItem | None = None
+    output: pb.FunctionGetOutputsItem | None = None
 
     @property
     def jwt(self) -> str:
@@ -99,18 +99,18 @@ class Call:
     invocation: int
     call_id: str = field(default_factory=lambda: new_id("fc"))
     inputs: dict[int, Input] = field(default_factory=dict)
-    log: list[api_pb2.FunctionGetOutputsItem] = field(default_factory=list)
+    log: list[pb.FunctionGetOutputsItem] = field(default_factory=list)
     unfinished: int = 0
     signal: Signal = field(default_factory=Signal)
     data_in: DataStream = field(default_factory=DataStream)
     data_out: DataStream = field(default_factory=DataStream)
 
-    def add(self, idx: int, payload: api_pb2.FunctionInput) -> Input:
+    def add(self, idx: int, payload: pb.FunctionInput) -> Input:
         added = self.inputs[idx] = Input(self, idx, payload)
         self.unfinished += 1
         return added
 
-    def finish(self, done: Input, output: api_pb2.FunctionPutOutputsItem, task_id: str = "") -> None:
+    def finish(self, done: Input, output: pb.FunctionPutOutputsItem, task_id: str = "") -> None:
         """Take an attempt's output; the first for a try stands, and Modal's retries apply to spawns."""
         if done.output is not None or output.retry_count != done.retry_count:
             return
@@ -122,7 +122,7 @@ class Call:
             done.retry_count += 1
             asyncio.get_running_loop().call_later(delay_s, self.pool.submit, [done])
             return
-        done.output = api_pb2.FunctionGetOutputsItem(
+        done.output = pb.FunctionGetOutputsItem(
             idx=done.idx,
             input_id=done.input_id,
             task_id=task_id,
@@ -138,9 +138,9 @@ class Call:
             self.data_out.close()
         self.signal.fire()
 
-    def fail(self, failed: Input, result: api_pb2.GenericResult) -> None:
+    def fail(self, failed: Input, result: pb.GenericResult) -> None:
         self.finish(
-            failed, api_pb2.FunctionPutOutputsItem(result=result, retry_count=failed.retry_count), "loopback"
+            failed, pb.FunctionPutOutputsItem(result=result, retry_count=failed.retry_count), "loopback"
         )
 
     def again(self, idx: int, retry_count: int) -> Input:
@@ -152,7 +152,7 @@ class Call:
         return retried
 
 
-def terminated() -> api_pb2.GenericResult:
+def terminated() -> pb.GenericResult:
     return Result(status=Result.GENERIC_STATUS_TERMINATED, exception="the input was cancelled")
 
 
@@ -170,16 +170,15 @@ class Calls:
         return call
 
     def put(
-        self, call: Call, items: Iterable[api_pb2.FunctionPutInputsItem]
-    ) -> list[api_pb2.FunctionPutInputsResponseItem]:
+        self, call: Call, items: Iterable[pb.FunctionPutInputsItem]
+    ) -> list[pb.FunctionPutInputsResponseItem]:
         """Queue inputs; the same idx again (the client repeats lost requests) is the same input."""
         new = [call.add(item.idx, item.input) for item in items if item.idx not in call.inputs]
         self.inputs.update({added.input_id: added for added in new})
         call.pool.submit(new)
         known = [call.inputs[item.idx] for item in items]
         return [
-            api_pb2.FunctionPutInputsResponseItem(idx=i.idx, input_id=i.input_id, input_jwt=i.jwt)
-            for i in known
+            pb.FunctionPutInputsResponseItem(idx=i.idx, input_id=i.input_id, input_jwt=i.jwt) for i in known
         ]
 
     def _call(self, call_id: str) -> Call:
@@ -187,10 +186,10 @@ class Calls:
             raise not_found(f"function call {call_id}")
         return self.calls[call_id]
 
-    async def function_map(self, request: api_pb2.FunctionMapRequest, _: "Container | None") -> Message:
+    async def function_map(self, request: pb.FunctionMapRequest) -> Message:
         pool = self.apps.pool(request.function_id)
         call = self.open(pool, request.function_call_invocation_type)
-        return api_pb2.FunctionMapResponse(
+        return pb.FunctionMapResponse(
             function_call_id=call.call_id,
             function_call_jwt=call.call_id,
             pipelined_inputs=self.put(call, request.pipelined_inputs),
@@ -199,20 +198,14 @@ class Calls:
             max_inputs_outstanding=MAX_INPUTS_OUTSTANDING,
         )
 
-    async def function_put_inputs(
-        self, request: api_pb2.FunctionPutInputsRequest, _: "Container | None"
-    ) -> Message:
+    async def function_put_inputs(self, request: pb.FunctionPutInputsRequest) -> Message:
         call = self._call(request.function_call_id)
-        return api_pb2.FunctionPutInputsResponse(inputs=self.put(call, request.inputs))
+        return pb.FunctionPutInputsResponse(inputs=self.put(call, request.inputs))
 
-    async def function_finish_inputs(
-        self, _request: api_pb2.FunctionFinishInputsRequest, _: "Container | None"
-    ) -> Empty:
+    async def function_finish_inputs(self, _request: pb.FunctionFinishInputsRequest) -> Empty:
         return EMPTY
 
-    async def function_retry_inputs(
-        self, request: api_pb2.FunctionRetryInputsRequest, _: "Container | None"
-    ) -> Message:
+    async def function_retry_inputs(self, request: pb.FunctionRetryInputsRequest) -> Message:
         call = self._call(request.function_call_jwt)
         retried = []
         for item in request.inputs:
@@ -220,11 +213,9 @@ class Calls:
             claims = json.loads(base64.urlsafe_b64decode(body + "=="))
             retried.append(call.again(claims["idx"], item.retry_count))
         call.pool.submit(retried)
-        return api_pb2.FunctionRetryInputsResponse(input_jwts=[again.jwt for again in retried])
+        return pb.FunctionRetryInputsResponse(input_jwts=[again.jwt for again in retried])
 
-    async def function_get_outputs(
-        self, request: api_pb2.FunctionGetOutputsRequest, _: "Container | None"
-    ) -> Message:
+    async def function_get_outputs(self, request: pb.FunctionGetOutputsRequest) -> Message:
         call = self._call(request.function_call_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + request.timeout
@@ -235,7 +226,7 @@ class Calls:
             else:
                 found = call.log[int(request.last_entry_id.split("-")[0] or 0) :]
             if found or loop.time() >= deadline:
-                return api_pb2.FunctionGetOutputsResponse(
+                return pb.FunctionGetOutputsResponse(
                     outputs=found,
                     idxs=[output.idx for output in found],
                     last_entry_id=f"{len(call.log)}-0",
@@ -243,21 +234,15 @@ class Calls:
                 )
             await call.signal.wait(deadline - loop.time())
 
-    async def function_call_from_id(
-        self, request: api_pb2.FunctionCallFromIdRequest, _: "Container | None"
-    ) -> Message:
+    async def function_call_from_id(self, request: pb.FunctionCallFromIdRequest) -> Message:
         call = self._call(request.function_call_id)
         registered = call.pool.registered
-        metadata = api_pb2.FunctionCallHandleMetadata(
-            app_id=registered.app_id, function_id=registered.function_id
-        )
-        return api_pb2.FunctionCallFromIdResponse(
+        metadata = pb.FunctionCallHandleMetadata(app_id=registered.app_id, function_id=registered.function_id)
+        return pb.FunctionCallFromIdResponse(
             function_call_id=call.call_id, num_inputs=len(call.inputs), metadata=metadata
         )
 
-    async def function_call_cancel(
-        self, request: api_pb2.FunctionCallCancelRequest, _: "Container | None"
-    ) -> Empty:
+    async def function_call_cancel(self, request: pb.FunctionCallCancelRequest) -> Empty:
         call = self._call(request.function_call_id)
         for cancelled in call.inputs.values():
             if cancelled.output is not None:
@@ -273,13 +258,13 @@ class Calls:
         return EMPTY
 
     async def function_get_inputs(
-        self, _request: api_pb2.FunctionGetInputsRequest, caller: "Container | None"
+        self, _request: pb.FunctionGetInputsRequest, caller: "Container | None"
     ) -> Message:
         assert caller, "only containers fetch inputs"
         if (taken := await caller.next_input()) is None:
-            stop = api_pb2.FunctionGetInputsItem(kill_switch=True)
-            return api_pb2.FunctionGetInputsResponse(inputs=[stop])
-        item = api_pb2.FunctionGetInputsItem(
+            stop = pb.FunctionGetInputsItem(kill_switch=True)
+            return pb.FunctionGetInputsResponse(inputs=[stop])
+        item = pb.FunctionGetInputsItem(
             input_id=taken.input_id,
             input=taken.payload,
             function_call_id=taken.call.call_id,
@@ -287,10 +272,10 @@ class Calls:
             retry_count=taken.retry_count,
             function_map_idx=taken.idx,
         )
-        return api_pb2.FunctionGetInputsResponse(inputs=[item])
+        return pb.FunctionGetInputsResponse(inputs=[item])
 
     async def function_put_outputs(
-        self, request: api_pb2.FunctionPutOutputsRequest, caller: "Container | None"
+        self, request: pb.FunctionPutOutputsRequest, caller: "Container | None"
     ) -> Empty:
         for output in request.outputs:
             done = self.inputs[output.input_id]
@@ -298,19 +283,17 @@ class Calls:
         return EMPTY
 
     async def function_call_get_data_in(
-        self, request: api_pb2.FunctionCallGetDataRequest, _: "Container | None"
+        self, request: pb.FunctionCallGetDataRequest
     ) -> AsyncIterator[Message]:
         async for chunk in self._call(request.function_call_id).data_in.read(request.last_index):
             yield chunk
 
     async def function_call_get_data_out(
-        self, request: api_pb2.FunctionCallGetDataRequest, _: "Container | None"
+        self, request: pb.FunctionCallGetDataRequest
     ) -> AsyncIterator[Message]:
         async for chunk in self._call(request.function_call_id).data_out.read(request.last_index):
             yield chunk
 
-    async def function_call_put_data_out(
-        self, request: api_pb2.FunctionCallPutDataRequest, _: "Container | None"
-    ) -> Empty:
+    async def function_call_put_data_out(self, request: pb.FunctionCallPutDataRequest) -> Empty:
         self._call(request.function_call_id).data_out.put(request.data_chunks)
         return EMPTY

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import grpclib.server
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.calls import Input, Signal, terminated
 from tests.loopback.rpc import EMPTY, Empty, Message, Wire, new_id, service
@@ -44,7 +44,7 @@ class Host:
     volumes: "Volumes"
     secrets: "Secrets"
     images: "Images"
-    layout: Callable[[str], api_pb2.AppLayout]
+    layout: Callable[[str], pb.AppLayout]
     env: dict[str, str]
     max_containers: int
     changed: Callable[[], None]
@@ -66,7 +66,7 @@ class Container:
         self.pid = 0
         self.returncode: int | None = None
         self.reason = ""  # why it ended, once known
-        self.start_failure: api_pb2.GenericResult | None = None
+        self.start_failure: pb.GenericResult | None = None
         self.ready = False
         self.idle_since = time.monotonic()
         self.started_s = self.idle_since
@@ -137,12 +137,12 @@ class Container:
         if not self.ready:
             self.kill("startup timeout")
 
-    def _arguments(self) -> api_pb2.ContainerArguments:
+    def _arguments(self) -> pb.ContainerArguments:
         registered = self.pool.registered
-        spec = api_pb2.Function()
+        spec = pb.Function()
         spec.CopyFrom(self.pool.spec)
         spec.is_checkpointing_function = spec.checkpointing_enabled
-        return api_pb2.ContainerArguments(
+        return pb.ContainerArguments(
             task_id=self.task_id,
             function_id=registered.function_id,
             app_id=registered.app_id,
@@ -214,9 +214,9 @@ class Container:
         return taken
 
     def _timed_out(self, late: Input, timeout_s: int) -> None:
-        status = api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT
+        status = pb.GenericResult.GENERIC_STATUS_TIMEOUT
         message = f"Task's current input hit its timeout of {timeout_s}s"
-        late.call.fail(late, api_pb2.GenericResult(status=status, exception=message))
+        late.call.fail(late, pb.GenericResult(status=status, exception=message))
         self.stop("input timeout", signal.SIGINT, STOP_GRACE_S)
 
     def release(self, done: Input) -> None:
@@ -294,18 +294,18 @@ class Pool:
         self.registered, self.host = registered, host
         self.queue: deque[Input] = deque()
         self.containers: list[Container] = []
-        self.overrides = api_pb2.AutoscalerSettings()
+        self.overrides = pb.AutoscalerSettings()
         self.failures = 0  # containers in a row that ended before they asked for work
         self.signal = Signal()
         self.stopped = False
 
     @property
-    def spec(self) -> api_pb2.Function:
+    def spec(self) -> pb.Function:
         return self.registered.spec
 
     @property
-    def settings(self) -> api_pb2.AutoscalerSettings:
-        merged = api_pb2.AutoscalerSettings()
+    def settings(self) -> pb.AutoscalerSettings:
+        merged = pb.AutoscalerSettings()
         merged.CopyFrom(self.spec.autoscaler_settings)
         merged.MergeFrom(self.overrides)
         return merged
@@ -350,8 +350,8 @@ class Pool:
             "failed to start" if container.start_failure else "crashed" if crashed else "finished"
         )
         message = f"Runner failed with exit code: {container.returncode}"
-        result = container.start_failure or api_pb2.GenericResult(
-            status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=message
+        result = container.start_failure or pb.GenericResult(
+            status=pb.GenericResult.GENERIC_STATUS_FAILURE, exception=message
         )
         for held in list(container.inputs.values()):
             held.crashes += crashed
@@ -386,11 +386,11 @@ class Lifecycle:
     tasks: Callable[[str], Container]
     checkpoints: list[str] = field(default_factory=list)
 
-    async def container_hello(self, _request: Empty, _caller: Container | None) -> Empty:
+    async def container_hello(self, _request: Empty) -> Empty:
         return EMPTY
 
     async def container_heartbeat(
-        self, _request: api_pb2.ContainerHeartbeatRequest, caller: Container | None
+        self, _request: pb.ContainerHeartbeatRequest, caller: Container | None
     ) -> Message:
         """Held open, so that a cancellation arrives at once and not with the next beat."""
         assert caller, "only containers beat"
@@ -399,12 +399,12 @@ class Lifecycle:
         # Named in each beat until the output comes: the client drops a cancellation that meets an
         # input between fetch and start.
         if not (ids := caller.to_cancel()):
-            return api_pb2.ContainerHeartbeatResponse()
-        event = api_pb2.CancelInputEvent(input_ids=ids)
-        return api_pb2.ContainerHeartbeatResponse(cancel_input_event=event)
+            return pb.ContainerHeartbeatResponse()
+        event = pb.CancelInputEvent(input_ids=ids)
+        return pb.ContainerHeartbeatResponse(cancel_input_event=event)
 
     async def container_checkpoint(
-        self, request: api_pb2.ContainerCheckpointRequest, caller: Container | None
+        self, request: pb.ContainerCheckpointRequest, caller: Container | None
     ) -> Empty:
         """Snapshot and restore in place: the same process goes on, its connections closed and reopened."""
         assert caller, "only containers are snapshotted"
@@ -416,26 +416,24 @@ class Lifecycle:
         partial.replace(caller.root / "restore-state.json")
         return EMPTY
 
-    async def container_stop(
-        self, request: api_pb2.ContainerStopRequest, caller: Container | None
-    ) -> Message:
+    async def container_stop(self, request: pb.ContainerStopRequest, caller: Container | None) -> Message:
         container = caller or self.tasks(request.task_id)
         if request.graceful:
             container.retire("stopped fetching")
         else:
             container.stop("stopped", signal.SIGINT, STOP_GRACE_S)
         container.pool.reconcile()
-        return api_pb2.ContainerStopResponse()
+        return pb.ContainerStopResponse()
 
-    async def task_result(self, request: api_pb2.TaskResultRequest, caller: Container | None) -> Empty:
+    async def task_result(self, request: pb.TaskResultRequest, caller: Container | None) -> Empty:
         assert caller, "only containers have task results"
-        if request.result.status != api_pb2.GenericResult.GENERIC_STATUS_SUCCESS:
+        if request.result.status != pb.GenericResult.GENERIC_STATUS_SUCCESS:
             caller.start_failure = request.result
         return EMPTY
 
     async def function_get_dynamic_concurrency(
-        self, request: api_pb2.FunctionGetDynamicConcurrencyRequest, caller: Container | None
+        self, request: pb.FunctionGetDynamicConcurrencyRequest, caller: Container | None
     ) -> Message:
         backlog = bool(caller and caller.pool.queue)
         slots = request.max_concurrency if backlog else request.target_concurrency
-        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=slots)
+        return pb.FunctionGetDynamicConcurrencyResponse(concurrency=slots)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from grpclib import GRPCError, Status
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.containers import Container
 from tests.loopback.named import Names
@@ -47,15 +47,15 @@ class Blobs:
         partial.write_bytes(data)
         partial.replace(self.path(name))
 
-    async def blob_create(self, _request: api_pb2.BlobCreateRequest, _: Container | None) -> Message:
+    async def blob_create(self, _request: pb.BlobCreateRequest) -> Message:
         blob_id = new_id("bl")
-        urls = api_pb2.UploadUrlList(items=[f"{self.url}/blob/{blob_id}"])
-        return api_pb2.BlobCreateResponse(blob_id=blob_id, blob_ids=[blob_id], upload_urls=urls)
+        urls = pb.UploadUrlList(items=[f"{self.url}/blob/{blob_id}"])
+        return pb.BlobCreateResponse(blob_id=blob_id, blob_ids=[blob_id], upload_urls=urls)
 
-    async def blob_get(self, request: api_pb2.BlobGetRequest, _: Container | None) -> Message:
+    async def blob_get(self, request: pb.BlobGetRequest) -> Message:
         if not self.path(request.blob_id).is_file():
             raise not_found(f"blob {request.blob_id}")
-        return api_pb2.BlobGetResponse(download_url=f"{self.url}/blob/{request.blob_id}")
+        return pb.BlobGetResponse(download_url=f"{self.url}/blob/{request.blob_id}")
 
 
 @dataclass
@@ -63,16 +63,14 @@ class Mounts:
     """Local files sent at deploy: contents by hash, and each mount's list of remote paths."""
 
     blobs: Blobs
-    files: dict[str, list[api_pb2.MountFile]] = field(default_factory=dict)
+    files: dict[str, list[pb.MountFile]] = field(default_factory=dict)
     names: Names = field(default_factory=lambda: Names("Mount", "mo"))
 
-    async def mount_batched_check_existence(
-        self, request: api_pb2.MountBatchedCheckExistenceRequest, _: Container | None
-    ) -> Message:
+    async def mount_batched_check_existence(self, request: pb.MountBatchedCheckExistenceRequest) -> Message:
         missing = [digest for digest in request.sha256_hex_hashes if not self.blobs.path(digest).exists()]
-        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
+        return pb.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
 
-    async def mount_put_file(self, request: api_pb2.MountPutFileRequest, _: Container | None) -> Message:
+    async def mount_put_file(self, request: pb.MountPutFileRequest) -> Message:
         if request.WhichOneof("data_oneof"):
             data = request.data
             if request.data_blob_id:
@@ -80,18 +78,16 @@ class Mounts:
             if hashlib.sha256(data).hexdigest() != request.sha256_hex:
                 raise GRPCError(Status.INVALID_ARGUMENT, "the file is not what its hash says")
             self.blobs.put(request.sha256_hex, data)
-        return api_pb2.MountPutFileResponse(exists=self.blobs.path(request.sha256_hex).exists())
+        return pb.MountPutFileResponse(exists=self.blobs.path(request.sha256_hex).exists())
 
-    async def mount_get_or_create(
-        self, request: api_pb2.MountGetOrCreateRequest, _: Container | None
-    ) -> Message:
+    async def mount_get_or_create(self, request: pb.MountGetOrCreateRequest) -> Message:
         # Modal's own client package is a mount of the global namespace; here it is installed.
-        given = request.namespace == api_pb2.DEPLOYMENT_NAMESPACE_GLOBAL
-        creation = api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING if given else request.object_creation_type
+        given = request.namespace == pb.DEPLOYMENT_NAMESPACE_GLOBAL
+        creation = pb.OBJECT_CREATION_TYPE_CREATE_IF_MISSING if given else request.object_creation_type
         mount_id, _made = self.names.resolve(request.deployment_name, creation)
         self.files[mount_id] = list(request.files)
-        metadata = api_pb2.MountHandleMetadata(content_checksum_sha256_hex=mount_id)
-        return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=metadata)
+        metadata = pb.MountHandleMetadata(content_checksum_sha256_hex=mount_id)
+        return pb.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=metadata)
 
     def lay_out(self, mount_ids: Iterable[str], root: Path) -> None:
         """Write the mounts' files under a container's root."""
@@ -167,13 +163,13 @@ class Volumes:
             raise not_found(f"volume {volume_id}")
         return self.root / volume_id
 
-    def metadata(self, volume_id: str) -> api_pb2.VolumeMetadata:
-        return api_pb2.VolumeMetadata(
+    def metadata(self, volume_id: str) -> pb.VolumeMetadata:
+        return pb.VolumeMetadata(
             name=self.names.name_of(volume_id),
             version=self.versions[volume_id],  # type: ignore[arg-type]  # enums are ints on the wire
         )
 
-    async def working_copy(self, mount: api_pb2.VolumeMount, root: Path) -> WorkingCopy:
+    async def working_copy(self, mount: pb.VolumeMount, root: Path) -> WorkingCopy:
         shared = inside(self.folder(mount.volume_id), mount.sub_path)
         shared.mkdir(parents=True, exist_ok=True)
         copy = WorkingCopy(shared, inside(root, mount.mount_path), mount.read_only)
@@ -181,37 +177,35 @@ class Volumes:
             await asyncio.to_thread(copy.reload)
         return copy
 
-    async def volume_get_or_create(
-        self, request: api_pb2.VolumeGetOrCreateRequest, _: Container | None
-    ) -> Message:
+    async def volume_get_or_create(self, request: pb.VolumeGetOrCreateRequest) -> Message:
         volume_id, made = self.names.resolve(request.deployment_name, request.object_creation_type)
         if made:
             # Unspecified means version 1 on Modal; only version 2 is spoken here.
-            self.versions[volume_id] = request.version or api_pb2.VOLUME_FS_VERSION_V1
+            self.versions[volume_id] = request.version or pb.VOLUME_FS_VERSION_V1
             self.locks[volume_id] = asyncio.Lock()
             (self.root / volume_id).mkdir(parents=True)
-        return api_pb2.VolumeGetOrCreateResponse(volume_id=volume_id, metadata=self.metadata(volume_id))
+        return pb.VolumeGetOrCreateResponse(volume_id=volume_id, metadata=self.metadata(volume_id))
 
-    async def volume_get_by_id(self, request: api_pb2.VolumeGetByIdRequest, _: Container | None) -> Message:
+    async def volume_get_by_id(self, request: pb.VolumeGetByIdRequest) -> Message:
         self.folder(request.volume_id)
-        return api_pb2.VolumeGetByIdResponse(
+        return pb.VolumeGetByIdResponse(
             volume_id=request.volume_id, metadata=self.metadata(request.volume_id)
         )
 
-    async def volume_list(self, _request: api_pb2.VolumeListRequest, _: Container | None) -> Message:
+    async def volume_list(self, _request: pb.VolumeListRequest) -> Message:
         items = [
-            api_pb2.VolumeListItem(label=name, volume_id=known, metadata=self.metadata(known))
+            pb.VolumeListItem(label=name, volume_id=known, metadata=self.metadata(known))
             for name, known in self.names.ids.items()
         ]
-        return api_pb2.VolumeListResponse(items=items)
+        return pb.VolumeListResponse(items=items)
 
-    async def volume_commit(self, request: api_pb2.VolumeCommitRequest, caller: Container | None) -> Message:
+    async def volume_commit(self, request: pb.VolumeCommitRequest, caller: Container | None) -> Message:
         copy = _mounted(caller, request.volume_id)
         async with self.locks[request.volume_id]:
             await asyncio.to_thread(copy.commit)
-        return api_pb2.VolumeCommitResponse(skip_reload=False)
+        return pb.VolumeCommitResponse(skip_reload=False)
 
-    async def volume_reload(self, request: api_pb2.VolumeReloadRequest, caller: Container | None) -> Empty:
+    async def volume_reload(self, request: pb.VolumeReloadRequest, caller: Container | None) -> Empty:
         copy = _mounted(caller, request.volume_id)
         if caller and (held := caller.open_files(copy.local)):
             raise GRPCError(
@@ -221,12 +215,10 @@ class Volumes:
             await asyncio.to_thread(copy.reload)
         return EMPTY
 
-    async def volume_put_files2(
-        self, request: api_pb2.VolumePutFiles2Request, _: Container | None
-    ) -> Message:
+    async def volume_put_files2(self, request: pb.VolumePutFiles2Request) -> Message:
         root = self.folder(request.volume_id)
         missing = [
-            api_pb2.VolumePutFiles2Response.MissingBlock(
+            pb.VolumePutFiles2Response.MissingBlock(
                 file_index=i, block_index=k, put_url=f"{self.blobs.url}/blob/{block.contents_sha256.hex()}"
             )
             for i, file in enumerate(request.files)
@@ -234,16 +226,16 @@ class Volumes:
             if not self.blobs.path(block.contents_sha256.hex()).exists()
         ]
         if missing:
-            return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
+            return pb.VolumePutFiles2Response(missing_blocks=missing)
         for file in request.files:
             target = inside(root, file.path)
             if target.exists() and request.disallow_overwrite_existing_files:
                 raise GRPCError(Status.ALREADY_EXISTS, f"{file.path} already exists")
             async with self.locks[request.volume_id]:
                 await asyncio.to_thread(self._assemble, file, target)
-        return api_pb2.VolumePutFiles2Response()
+        return pb.VolumePutFiles2Response()
 
-    def _assemble(self, file: api_pb2.VolumePutFiles2Request.File, target: Path) -> None:
+    def _assemble(self, file: pb.VolumePutFiles2Request.File, target: Path) -> None:
         partial = self.blobs.root / new_id("part")
         with partial.open("wb") as out:
             for index, block in enumerate(file.blocks):
@@ -253,17 +245,15 @@ class Volumes:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(target)
 
-    async def volume_list_files2(
-        self, request: api_pb2.VolumeListFiles2Request, _: Container | None
-    ) -> AsyncIterator[Message]:
+    async def volume_list_files2(self, request: pb.VolumeListFiles2Request) -> AsyncIterator[Message]:
         root = self.folder(request.volume_id)
         top = inside(root, request.path)
         if not top.exists():
             raise not_found(f"{request.path!r} is not in the volume")
         found = [top] if top.is_file() else sorted(top.rglob("*") if request.recursive else top.iterdir())
-        yield api_pb2.VolumeListFiles2Response(entries=[_entry(path, root) for path in found])
+        yield pb.VolumeListFiles2Response(entries=[_entry(path, root) for path in found])
 
-    async def volume_get_file2(self, request: api_pb2.VolumeGetFile2Request, _: Container | None) -> Message:
+    async def volume_get_file2(self, request: pb.VolumeGetFile2Request) -> Message:
         path = inside(self.folder(request.volume_id), request.path)
         if not path.is_file():
             raise not_found(f"{request.path!r} is not in the volume")
@@ -278,13 +268,11 @@ class Volumes:
             end,
         ]
         urls = [f"{url}?start={a}&end={b}" for a, b in pairwise(edges) if b > a]
-        return api_pb2.VolumeGetFile2Response(
+        return pb.VolumeGetFile2Response(
             get_urls=urls, size=size, start=request.start, len=max(0, end - request.start)
         )
 
-    async def volume_remove_file2(
-        self, request: api_pb2.VolumeRemoveFile2Request, _: Container | None
-    ) -> Empty:
+    async def volume_remove_file2(self, request: pb.VolumeRemoveFile2Request) -> Empty:
         path = inside(self.folder(request.volume_id), request.path)
         if not path.exists():
             raise not_found(f"{request.path!r} is not in the volume")
@@ -301,8 +289,8 @@ def _mounted(caller: Container | None, volume_id: str) -> WorkingCopy:
     return caller.volumes[volume_id]
 
 
-def _entry(path: Path, root: Path) -> api_pb2.FileEntry:
-    kind = api_pb2.FileEntry.DIRECTORY if path.is_dir() else api_pb2.FileEntry.FILE
+def _entry(path: Path, root: Path) -> pb.FileEntry:
+    kind = pb.FileEntry.DIRECTORY if path.is_dir() else pb.FileEntry.FILE
     stat = path.stat()
     name = str(PurePosixPath(path.relative_to(root)))
-    return api_pb2.FileEntry(path=name, type=kind, mtime=int(stat.st_mtime), size=stat.st_size)
+    return pb.FileEntry(path=name, type=kind, mtime=int(stat.st_mtime), size=stat.st_size)

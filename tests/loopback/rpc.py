@@ -1,8 +1,8 @@
 """The wire: Modal's gRPC service answered by plain async methods, one a remote procedure.
 
 A *component* is any object with methods named after RPCs in snake case: `dict_get` answers
-`DictGet`. A method takes the request and the caller (the container whose socket it came by, None
-for clients outside) and returns the reply, or yields replies where the RPC is a stream.
+`DictGet`. A method takes the request and, where it names one, the `caller` (the container whose
+socket it came by, None for clients outside) and returns the reply, or yields replies for a stream.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from modal_proto.api_grpc import ModalClientBase
 if TYPE_CHECKING:
     from tests.loopback.containers import Container
 
-Handler = Callable[[Any, "Container | None"], Any]
+Handler = Callable[..., Any]
 EMPTY = Empty()
 __all__ = ["EMPTY", "Empty", "Message", "Wire", "new_id", "not_found", "service"]
 
@@ -47,10 +47,13 @@ class Wire:
         self.lose_reply: Counter[str] = Counter()
         self.refuse: Counter[str] = Counter()
         self.routes: dict[str, Handler] = {}
+        self.asks_caller: set[str] = set()
         for component in components:
             for rpc in ModalClientBase.__abstractmethods__:
                 if handler := getattr(component, _WORD.sub("_", rpc).lower(), None):
                     self.routes[rpc] = handler
+                    if "caller" in inspect.signature(handler).parameters:
+                        self.asks_caller.add(rpc)
 
     async def answer(self, rpc: str, stream: Any, caller: "Container | None") -> None:
         """Serve one call. A lost reply has had its effect, a refused call has not."""
@@ -60,7 +63,7 @@ class Wire:
             raise GRPCError(Status.UNIMPLEMENTED, f"the loopback does not speak {rpc}")
         _spend(self.refuse, rpc, "refused before any effect")
         try:
-            reply = handler(request, caller)
+            reply = handler(request, caller) if rpc in self.asks_caller else handler(request)
             if inspect.isasyncgen(reply):
                 async for message in reply:
                     await stream.send_message(message)

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import grpclib.server
 import modal  # noqa: TID251  # the client under test
 from aiohttp import web
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.apps import Apps, Registered
 from tests.loopback.calls import ASYNC, Calls
@@ -188,10 +188,10 @@ class Loopback:
 
         return self._run(run())
 
-    def _layout(self, app_id: str) -> api_pb2.AppLayout:
+    def _layout(self, app_id: str) -> pb.AppLayout:
         return self.apps.layout(app_id)
 
-    async def _open_web(self, registered: Registered, method: str, config: api_pb2.WebhookConfig) -> str:
+    async def _open_web(self, registered: Registered, method: str, config: pb.WebhookConfig) -> str:
         return await self.front.open(registered, method, config)
 
     def _notify(self) -> None:
@@ -235,7 +235,7 @@ class Loopback:
     @property
     def registered(self) -> dict[str, Registered]:
         """What is deployed, by name: functions as `tick`, classes as `Renderer.*`. See `Registered`."""
-        live = (app for app in self.apps.apps.values() if app.state != api_pb2.APP_STATE_STOPPED)
+        live = (app for app in self.apps.apps.values() if app.state != pb.APP_STATE_STOPPED)
         return {name: registered for app in live for name, registered in app.functions.items()}
 
     def secrets_of(self, name: str) -> dict[str, set[str]]:
@@ -243,7 +243,7 @@ class Loopback:
         ids = self.registered[name].spec.secret_ids
         return {self.secrets.names.name_of(known): self.secrets.required.get(known, set()) for known in ids}
 
-    def volumes_of(self, name: str) -> dict[str, api_pb2.VolumeMetadata]:
+    def volumes_of(self, name: str) -> dict[str, pb.VolumeMetadata]:
         """The function's volumes by mount path, with name and version."""
         mounts = self.registered[name].spec.volume_mounts
         return {mount.mount_path: self.volumes.metadata(mount.volume_id) for mount in mounts}
@@ -270,7 +270,7 @@ class Loopback:
 
     def _trigger(self, name: str) -> str:
         call = self.calls.open(self.apps.pool(self.registered[name].function_id), ASYNC)
-        self.calls.put(call, [api_pb2.FunctionPutInputsItem(idx=0)])
+        self.calls.put(call, [pb.FunctionPutInputsItem(idx=0)])
         return call.call_id
 
     def containers(self, function_name: str = "", *, state: str = "") -> list[ContainerHandle]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from modal._serialization import deserialize_data_format, serialize_data_format  # noqa: TID251  # the wire's own codec
-from modal_proto import api_pb2
+from modal_proto import api_pb2 as pb
 
 from tests.loopback.apps import Registered
 from tests.loopback.calls import Call, Calls
 from tests.loopback.files import Blobs, Volumes, inside
 
 BIGGEST_BYTES = 1 << 30
-SYNC = api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC
+SYNC = pb.FUNCTION_CALL_INVOCATION_TYPE_SYNC
 
 
 async def listen(app: web.Application, runners: list[web.AppRunner]) -> str:
@@ -79,7 +79,7 @@ class Front:
     proxy_auth: tuple[str, str]
     runners: list[web.AppRunner] = field(default_factory=list)
 
-    async def open(self, registered: Registered, method: str, config: api_pb2.WebhookConfig) -> str:
+    async def open(self, registered: Registered, method: str, config: pb.WebhookConfig) -> str:
         """Give a web function a port of its own and return its URL."""
         key = config.requires_proxy_auth
 
@@ -109,13 +109,11 @@ class Front:
             "client": (request.remote or "127.0.0.1", 0),
             **extra,
         }
-        payload = api_pb2.FunctionInput(
-            args=pickle.dumps(((scope,), {})),
-            data_format=api_pb2.DATA_FORMAT_PICKLE,
-            method_name=name or None,
+        payload = pb.FunctionInput(
+            args=pickle.dumps(((scope,), {})), data_format=pb.DATA_FORMAT_PICKLE, method_name=name or None
         )
         call = self.calls.open(self.calls.apps.pool(registered.function_id), SYNC)
-        self.calls.put(call, [api_pb2.FunctionPutInputsItem(idx=0, input=payload)])
+        self.calls.put(call, [pb.FunctionPutInputsItem(idx=0, input=payload)])
         return call
 
     async def _http(self, request: web.Request, registered: Registered, method: str) -> web.StreamResponse:
@@ -175,10 +173,10 @@ class Front:
 
 
 def _tell(call: Call, message: dict[str, Any]) -> None:
-    chunk = api_pb2.DataChunk(
+    chunk = pb.DataChunk(
         index=len(call.data_in.chunks) + 1,
-        data_format=api_pb2.DATA_FORMAT_ASGI,
-        data=serialize_data_format(message, api_pb2.DATA_FORMAT_ASGI),
+        data_format=pb.DATA_FORMAT_ASGI,
+        data=serialize_data_format(message, pb.DATA_FORMAT_ASGI),
     )
     call.data_in.put([chunk])
 

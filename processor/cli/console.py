@@ -53,11 +53,11 @@ def _stderr() -> Console:
 
 def note(text: str) -> None:
     """A remark on stderr, so that results can be piped."""
-    _stderr().print(f"[dim]{escape(text)}[/dim]")
+    _stderr().print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    _stderr().print(f"[yellow]warning:[/yellow] {escape(text)}")
+    _stderr().print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
 
 
 def word(state: str) -> str:

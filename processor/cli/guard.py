@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
+import typer
+
 from processor.cli.exits import Exit, exit_code
 from processor.errors import DropbatchError
 from processor.redact import redact
@@ -31,7 +33,9 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except DropbatchError as error:
             _tell(error, " ".join(str(error).split()))
             sys.exit(exit_code(error))
-        except KeyboardInterrupt:
+        except typer.Exit:
+            raise
+        except (KeyboardInterrupt, typer.Abort):
             sys.exit(Exit.INTERRUPTED)
         except BrokenPipeError:
             # The reader (`| head`) has gone; nothing more may be written, not even at exit.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def command(
     job: Annotated[
-        str | None, typer.Argument(help="A job id, or the beginning of one.", metavar="[JOB]")
+        str | None, typer.Argument(help="A job id, or the beginning of one.", metavar="JOB")
     ] = None,
     *,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=1000, help="Finished jobs shown.")] = 10,

@@ -1,0 +1,225 @@
+"""From a file on this machine, and the options of `drop`, to a job file for the inbox."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from processor.cli.exits import UsageError
+from processor.errors import JobInvalid
+from processor.inbox import is_marker
+from processor.reading import is_api_export, parse_json, read_job
+
+INPUTS = "inputs/"
+"""Where files that jobs read are uploaded, by content: `inputs/<16 hex of sha256>/<name>`."""
+
+IMAGES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".heic", ".heif", ".tif", ".tiff"}
+)
+_MAX_PROMPTS_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What the command line adds to each job that it drops."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Path] = field(default_factory=dict)
+    prompts: Path | None = None
+    seeds: Any = None
+    name: str | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.overrides, self.inputs, self.prompts, self.seeds, self.name))
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """A job ready for the inbox, and the files that have to be there before it."""
+
+    source: Path
+    data: bytes
+    uploads: dict[str, Path] = field(default_factory=dict)
+    """Key → file."""
+
+
+def find_sources(path: Path) -> tuple[list[Path], list[Path]]:
+    """The job files and the dataset folders that a path on the command line means.
+
+    A folder with pictures in it is a dataset; one without is taken for a folder of job files.
+
+    Raises:
+        UsageError: there is nothing, or nothing that could be dropped.
+    """
+    if path.is_file():
+        return [path], []
+    if not path.is_dir():
+        raise UsageError("no such file or folder", where=str(path))
+    if any(file.suffix.lower() in IMAGES for file in dataset_files(path)):
+        return [], [path]
+    jobs = sorted(file for file in path.glob("*.json") if not is_marker(file.name))
+    if not jobs:
+        raise UsageError("neither pictures nor job files are in it", where=str(path))
+    return jobs, []
+
+
+def dataset_files(folder: Path) -> Iterator[Path]:
+    """Data files of a dataset folder: no markers, nothing hidden, no links out of it."""
+    root = folder.resolve()
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts) or is_marker(file.name):
+            continue
+        if file.is_file() and file.resolve().is_relative_to(root):
+            yield file
+
+
+def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
+    """Read, change and validate one job; a PNG gives the graph that made it.
+
+    A job that needs no change is sent byte for byte. What a job names by a path beside it goes
+    up with it.
+
+    Raises:
+        JobInvalid: it can't become a job.
+    """
+    data = _graph_in_picture(path) if path.suffix.lower() == ".png" else _read(path, limit_bytes)
+    name = str(path)
+    read_job(data, key=name)
+    value: dict[str, Any] = parse_json(data, key=name)
+    uploads: dict[str, Path] = {}
+    changed = value
+    if changes:
+        changed = _with_changes(value, changes, uploads)
+    if not is_api_export(changed):
+        changed = _with_local_files(changed, path.parent, uploads)
+    if changed is not value:
+        data = json.dumps(changed, ensure_ascii=False).encode()
+    if len(data) > limit_bytes:
+        raise JobInvalid(f"{len(data):,} bytes; at most {limit_bytes:,} are taken", where=name)
+    read_job(data, key=name)
+    return JobFile(path, data, uploads)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`6.text=a cat` as a path and a value: JSON where it is JSON, else text.
+
+    Raises:
+        UsageError: there is no `=`.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UsageError("write it like 6.text=value", where=f"--set {text}")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return path.strip(), value
+    return path.strip(), parsed if isinstance(parsed, str | int | float | bool) else value
+
+
+def parse_seeds(text: str) -> Any:
+    """`7`, `1,2,3`, `100:20` (20 from 100 upwards) or `random:20`, as a job says it.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if match := re.fullmatch(r"random:(\d+)", text):
+        return {"random": int(match[1])}
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return {"start": int(match[1]), "count": int(match[2])}
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return [int(part) for part in text.split(",")]
+    raise UsageError("write 7, 1,2,3, 100:20 or random:20", where=f"--seeds {text}")
+
+
+def input_key(path: Path) -> str:
+    """Where a file that a job reads is uploaded; equal content under one name is stored once."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{INPUTS}{digest[:16]}/{path.name}"
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    size_bytes = path.stat().st_size
+    if size_bytes > limit_bytes:
+        raise JobInvalid(f"{size_bytes:,} bytes; at most {limit_bytes:,} are taken", where=str(path))
+    return path.read_bytes()
+
+
+def _graph_in_picture(path: Path) -> bytes:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            graph = picture.info.get("prompt")
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise JobInvalid(f"not a readable PNG: {error}", where=str(path)) from None
+    if not isinstance(graph, str):
+        raise JobInvalid(
+            "this picture holds no ComfyUI prompt",
+            where=str(path),
+            mend="Only pictures saved by ComfyUI, with their metadata, have one",
+        )
+    return graph.encode()
+
+
+def _with_changes(value: dict[str, Any], changes: Changes, uploads: dict[str, Path]) -> dict[str, Any]:
+    job: dict[str, Any] = {"workflow": value} if is_api_export(value) else dict(value)
+    if changes.overrides:
+        job["overrides"] = {**job.get("overrides", {}), **changes.overrides}
+    if changes.seeds:
+        job["seeds"] = changes.seeds
+    if changes.name:
+        job["name"] = changes.name
+    if changes.prompts:
+        job["prompts"] = _prompts(changes.prompts, uploads)
+    for name, path in changes.inputs.items():
+        key = input_key(path)
+        uploads[key] = path
+        job["inputs"] = {**job.get("inputs", {}), name: key}
+    return job
+
+
+def _with_local_files(job: dict[str, Any], folder: Path, uploads: dict[str, Path]) -> dict[str, Any]:
+    """Upload what a job names by a path beside it, and name it by its key instead."""
+    changed = dict(job)
+    for name, source in job.get("inputs", {}).items():
+        if local := _local(source, folder):
+            key = input_key(local)
+            uploads[key] = local
+            changed["inputs"] = {**changed["inputs"], name: key}
+    prompts = job.get("prompts")
+    if isinstance(prompts, str) and (local := _local(prompts, folder)):
+        changed["prompts"] = _prompts(local, uploads)
+    return changed if uploads or changed != job else job
+
+
+def _local(source: str, folder: Path) -> Path | None:
+    if "://" in source or "\0" in source:
+        return None
+    path = folder / Path(source).expanduser()
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a name that is too long is no file
+        return None
+
+
+def _prompts(path: Path, uploads: dict[str, Path]) -> list[str] | str:
+    """A .txt becomes part of the job; a table is uploaded, for its columns are parameters."""
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        key = input_key(path)
+        uploads[key] = path
+        return key
+    try:
+        lines = _read(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise JobInvalid("not UTF-8 text", where=str(path)) from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise JobInvalid("there is no prompt in it", where=str(path))
+    return prompts

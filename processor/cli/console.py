@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+_PIPED_WIDTH = 240
+
 Moved = Callable[[int], object]
 """Told how many more bytes have been moved. Thread-safe."""
 
@@ -43,7 +45,8 @@ STYLES = {
 
 def out() -> Console:
     """Where results go: stdout as it is now. Piped, lines are not folded."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    return Console(file=sys.stdout, highlight=False, width=width)
 
 
 @cache
@@ -71,10 +74,11 @@ def print_json(document: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """A table without rules. Cells are Rich markup: escape what users wrote."""
+    """A table without rules; its last column is cut to fit. Cells are Rich markup: escape what users wrote."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for position, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=position == 0)
+        last = position == len(columns) - 1
+        table.add_column(column, overflow="ellipsis" if last else "fold", no_wrap=last or position == 0)
     for row in rows:
         table.add_row(*row)
     out().print(table)

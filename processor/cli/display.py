@@ -27,7 +27,7 @@ from processor.records import Manifest
 from processor.report import error_line
 from processor.spelling import duration, plural
 
-_MARKS = {"done": "✓", "partial": "◐", "cancelled": "–"}
+_MARKS = {"done": "✓", "partial": "◐", "cancelled": "■"}
 
 
 @dataclass(slots=True)

@@ -82,15 +82,18 @@ def run_bucket(
     machine = build(settings, display or ignore)
     wake = Wake()
     try:
-        with _stopping(machine, wake) as signalled, waking(machine.stores.main, wake):
-            with display.shown() if display else nullcontext():
-                report = run(
-                    machine,
-                    concurrency=settings.concurrency,
-                    once=once,
-                    period_s=settings.tick_s,
-                    wake=wake,
-                )
+        with (
+            _stopping(machine, wake) as signalled,
+            waking(machine.stores.main, wake),
+            display.shown() if display else nullcontext(),
+        ):
+            report = run(
+                machine,
+                concurrency=settings.concurrency,
+                once=once,
+                period_s=settings.tick_s,
+                wake=wake,
+            )
     finally:
         machine.close()
     return report, signalled[0] if signalled else None

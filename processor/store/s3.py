@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _NULL: Final = "null"
 """The VersionId of what was put before a bucket kept versions."""
 
+_RANGE_NOT_SATISFIABLE: Final = 416
+
 
 class S3Store:
     """A `Store` over S3's API. Thread-safe; holds no credentials, nor shows any.
@@ -145,11 +147,15 @@ class S3Store:
             wanted["VersionId"] = info.version
 
         def reopen(start: int) -> StreamingBody:
-            with self._translated(key):
+            try:
                 again = self._client.get_object(**wanted, Range=f"bytes={start}-")
+            except (ClientError, BotoCoreError) as error:
+                if status_of(error) != _RANGE_NOT_SATISFIABLE:
+                    raise translate(error, f"{self.url}/{key}") from error
+                raise _replaced(key) from error
             if again["ETag"] != reply["ETag"]:
                 again["Body"].close()
-                raise StoreUnavailable("replaced while it was read; read it again", where=key)
+                raise _replaced(key)
             return again["Body"]
 
         body = body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
@@ -354,6 +360,10 @@ class S3Store:
             latest=entry.get("IsLatest", True),
             delete_marker="Size" not in entry,
         )
+
+
+def _replaced(key: str) -> StoreUnavailable:
+    return StoreUnavailable("replaced while it was read; read it again", where=key)
 
 
 def _is_listed(key: str, start_after: str) -> bool:

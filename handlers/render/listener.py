@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import threading
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,13 +77,13 @@ class Listener:
 
     def drop(self) -> None:
         """Break the socket as a bad network would; it is opened again."""
-        if (socket := self._socket) is not None:
-            socket.socket.close()
+        if (connection := self._socket) is not None:
+            connection.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._closed.set()
-        if (socket := self._socket) is not None:
-            socket.close()
+        if (connection := self._socket) is not None:
+            connection.close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_OPEN_TIMEOUT_S)
@@ -91,7 +92,7 @@ class Listener:
         failures = 0
         while not self._closed.is_set():
             try:
-                socket = connect(
+                connection = connect(
                     self._url,
                     additional_headers=self._headers,
                     open_timeout=_OPEN_TIMEOUT_S,
@@ -107,15 +108,15 @@ class Listener:
                 log.debug("comfyui.socket.unreachable", error=type(error).__name__, failures=failures)
                 continue
             failures = 0
-            self._receive(socket)
+            self._receive(connection)
 
-    def _receive(self, socket: ClientConnection) -> None:
-        self._socket = socket
+    def _receive(self, connection: ClientConnection) -> None:
+        self._socket = connection
         try:
-            with socket:
+            with connection:
                 self._open.set()
                 self._tell_all(BACK)
-                for text in socket:
+                for text in connection:
                     # Binary frames are preview pictures.
                     if isinstance(text, str):
                         self._give_out(text)

@@ -5,11 +5,13 @@ Cost follows what is pending, never the history; no state is kept per object.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from processor.layout import (
     CANCEL,
@@ -25,6 +27,9 @@ from processor.layout import (
     job_id,
 )
 from processor.store import ObjectInfo, Store
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
@@ -64,7 +69,27 @@ class DatasetFolder:
     files: int = 0
     size_bytes: int = 0
     ready: bool = False
+    listed: bool = False
+    """It has a `_manifest.json`."""
     newest: datetime | None = None
+    _hash: Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def digest(self) -> str:
+        """Of names, sizes and versions of its data files, in the order of the listing."""
+        return self._hash.hexdigest()
+
+    def add(self, path: str, item: ObjectInfo) -> None:
+        """Count one object of a listing."""
+        if path == "_READY":
+            self.ready = True
+        elif not is_marker(PurePosixPath(path).name):
+            self.listed |= path == "_manifest.json"
+            self.files += 1
+            self.size_bytes += item.size_bytes
+            self._hash.update(identity(item))
+        if self.newest is None or item.modified > self.newest:
+            self.newest = item.modified
 
 
 @dataclass(slots=True)
@@ -123,6 +148,12 @@ def is_marker(name: str) -> bool:
     return name in _MARKERS or name.startswith("._")
 
 
+def identity(item: ObjectInfo) -> bytes:
+    """What tells one version of an object from all others, as far as a listing knows."""
+    mark = item.version or item.modified.isoformat()
+    return f"{item.key}\0{item.size_bytes}\0{mark}\n".encode()
+
+
 def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[Drop]:
     """Sort one page; yield the job files that are due now."""
     for item in objects:
@@ -163,14 +194,7 @@ def _other(found: Inbox, item: ObjectInfo) -> None:
 
 def _count(found: Inbox, item: ObjectInfo) -> None:
     name, _, path = item.key[len(DATASETS_INBOX) :].partition("/")
-    folder = found.datasets.setdefault(name, DatasetFolder(name))
-    if path == "_READY":
-        folder.ready = True
-    elif not is_marker(PurePosixPath(path).name):
-        folder.files += 1
-        folder.size_bytes += item.size_bytes
-    if folder.newest is None or item.modified > folder.newest:
-        folder.newest = item.modified
+    found.datasets.setdefault(name, DatasetFolder(name)).add(path, item)
 
 
 def _ignore(found: Inbox, key: str) -> None:

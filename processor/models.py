@@ -164,7 +164,10 @@ class IngestJob(JobBase):
 
     kind: Literal["ingest"]
     dataset: Name
-    settings: dict[Name, Any] = {}
+    inventory: Name
+    """Store key of what was in the folder when it was frozen."""
+    problem: str | None = None
+    """Why the folder was frozen although it never got complete."""
 
 
 Job = Annotated[RenderJob | TrainJob | IngestJob, Field(discriminator="kind")]

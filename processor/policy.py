@@ -43,6 +43,10 @@ class Policy:
     cancel_poll_s: float = 15.0
     stop_grace_s: float = 20.0
     """How long running tasks get to end after they were asked to."""
+    settle_s: float = 600.0
+    """A dataset folder without `_READY` is complete once listings have agreed for this long."""
+    dataset_deadline_s: float = 86_400.0
+    """A dataset folder not complete after this long is given up, naming what is missing."""
     scan_keep: int = 5000
     """How many due drops one scan keeps, the oldest; the rest wait in the inbox."""
     max_job_cost_usd: float = 10.0

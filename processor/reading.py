@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from processor.errors import JobInvalid
-from processor.models import JobBase, RenderJob, TrainJob
+from processor.layout import EMITTED
+from processor.models import IngestJob, JobBase, RenderJob, TrainJob
 from processor.problems import did_you_mean, find_problems
 
 _MAX_DEPTH = 64
-_MODELS: dict[str, type[JobBase]] = {"render": RenderJob, "train": TrainJob}
+_MODELS: dict[str, type[JobBase]] = {"render": RenderJob, "train": TrainJob, "ingest": IngestJob}
 
 EXPORT_API_HINT = (
     "In ComfyUI choose Workflow > Export (API) (older versions: enable Dev mode, then Save (API Format)) "
@@ -82,7 +83,7 @@ def is_api_export(value: dict[str, Any]) -> bool:
 
 def _with_kind(value: dict[str, Any], key: str) -> dict[str, Any]:
     if "kind" in value:
-        if value["kind"] == "ingest":
+        if value["kind"] == "ingest" and not key.startswith(EMITTED):
             raise JobInvalid(
                 "ingest jobs can't be dropped as JSON",
                 where=f"{key}: kind",

@@ -150,11 +150,10 @@ class Settings(BaseSettings):
     )
     input_limit_bytes: int = Field(default=512 * MIB, ge=KIB, description="Larger input files are refused.")
     allow_nodes: Names = Field(
-        default=[],
-        description="If not empty, the only node classes that a graph may use; `*` matches any text.",
+        default=[], description="Node classes that are refused as unsafe by default, and allowed here."
     )
     deny_nodes: Names = Field(
-        default=[], description="Node classes that no graph may use; `*` matches any text."
+        default=[], description="Further node classes that no graph may use; `*` matches any text."
     )
 
     # --- night and money

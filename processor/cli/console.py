@@ -73,15 +73,19 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """A table without rules; its last column is cut to fit. Cells are Rich markup: escape what users wrote."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    out().print(table(columns, rows))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without rules, its last column cut to fit. Cells are Rich markup: escape what users wrote."""
+    made = Table(box=None, pad_edge=False, header_style="dim")
     for position, column in enumerate(columns):
         last = position == len(columns) - 1
-        table.add_column(column, overflow="ellipsis" if last else "fold", no_wrap=last or position == 0)
+        made.add_column(column, overflow="ellipsis" if last else "fold", no_wrap=last or position == 0)
     for row in rows:
-        table.add_row(*row)
-    out().print(table)
+        made.add_row(*row)
+    return made
 
 
 def ago(then: datetime, now: datetime) -> str:

@@ -16,6 +16,7 @@ from processor.cli.options import Bucket, Config, EndpointUrl, JobRef, Json, loa
 from processor.errors import StoreError
 
 if TYPE_CHECKING:
+    from processor.models import Scalar
     from processor.records import Manifest, OutputFile, TaskResult
     from processor.store import Store
 
@@ -85,10 +86,16 @@ def nice_names(manifest: Manifest) -> list[tuple[OutputFile, str]]:
 
 def _nice(result: TaskResult, width: int) -> str:
     parts = [f"{result.index:0{width}d}"]
-    parts += [_safe(str(value))[:40] for name, value in result.params.items() if "seed" not in name]
+    parts += [_told(name, value)[:40] for name, value in result.params.items() if "seed" not in name]
     if result.seed is not None:
         parts.append(f"seed{result.seed}")
     return "-".join(part for part in parts if part)[:120].rstrip("-.")
+
+
+def _told(name: str, value: Scalar) -> str:
+    """A text speaks for itself; a number needs its name."""
+    text = str(value) if isinstance(value, str) else f"{name.rpartition('.')[2]}={value}"
+    return _safe(text)
 
 
 def _safe(text: str) -> str:

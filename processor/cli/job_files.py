@@ -21,6 +21,7 @@ INPUTS = "inputs/"
 IMAGES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".heic", ".heif", ".tif", ".tiff"}
 )
+MEDIA = IMAGES | {".mp4", ".webm", ".mov", ".mkv", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
 _MAX_PROMPTS_BYTES = 8 * 1024 * 1024
 
 
@@ -88,7 +89,7 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
     Raises:
         JobInvalid: it can't become a job.
     """
-    data = _graph_in_picture(path) if path.suffix.lower() == ".png" else _read(path, limit_bytes)
+    data = graph_in_picture(path) if path.suffix.lower() == ".png" else read_limited(path, limit_bytes)
     name = str(path)
     read_job(data, key=name)
     value: dict[str, Any] = parse_json(data, key=name)
@@ -96,8 +97,7 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
     changed = value
     if changes:
         changed = _with_changes(value, changes, uploads)
-    if not is_api_export(changed):
-        changed = _with_local_files(changed, path.parent, uploads)
+    changed = _with_local_files(changed, path.parent, uploads)
     if changed is not value:
         data = json.dumps(changed, ensure_ascii=False).encode()
     if len(data) > limit_bytes:
@@ -144,14 +144,24 @@ def input_key(path: Path) -> str:
     return f"{INPUTS}{digest[:16]}/{path.name}"
 
 
-def _read(path: Path, limit_bytes: int) -> bytes:
+def read_limited(path: Path, limit_bytes: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        JobInvalid: it has more than `limit_bytes`.
+    """
     size_bytes = path.stat().st_size
     if size_bytes > limit_bytes:
         raise JobInvalid(f"{size_bytes:,} bytes; at most {limit_bytes:,} are taken", where=str(path))
     return path.read_bytes()
 
 
-def _graph_in_picture(path: Path) -> bytes:
+def graph_in_picture(path: Path) -> bytes:
+    """The graph that ComfyUI saved in a PNG.
+
+    Raises:
+        JobInvalid: it is no PNG, or holds none.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -185,18 +195,34 @@ def _with_changes(value: dict[str, Any], changes: Changes, uploads: dict[str, Pa
     return job
 
 
-def _with_local_files(job: dict[str, Any], folder: Path, uploads: dict[str, Path]) -> dict[str, Any]:
-    """Upload what a job names by a path beside it, and name it by its key instead."""
-    changed = dict(job)
-    for name, source in job.get("inputs", {}).items():
+def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Path]) -> dict[str, Any]:
+    """Upload what a job or its graph names by a path beside it, and name it by its key instead."""
+    job = {"workflow": value} if is_api_export(value) else value
+    inputs = dict(job.get("inputs", {}))
+    for name in _media_named(job.get("workflow")):
+        inputs.setdefault(name, name)
+    for name, source in list(inputs.items()):
         if local := _local(source, folder):
-            key = input_key(local)
-            uploads[key] = local
-            changed["inputs"] = {**changed["inputs"], name: key}
+            inputs[name] = input_key(local)
+            uploads[inputs[name]] = local
+        elif name not in job.get("inputs", {}):
+            del inputs[name]  # not here: it may be in the bucket, or the engine's own
+    changed = {**job, "inputs": inputs} if inputs else dict(job)
     prompts = job.get("prompts")
     if isinstance(prompts, str) and (local := _local(prompts, folder)):
         changed["prompts"] = _prompts(local, uploads)
-    return changed if uploads or changed != job else job
+    return changed if changed != job else value
+
+
+def _media_named(graph: object) -> Iterator[str]:
+    """Strings in a graph that look like a picture's, sound's or video's file name."""
+    if not isinstance(graph, dict):
+        return
+    for node in graph.values():
+        values = node.get("inputs") if isinstance(node, dict) else None
+        for value in values.values() if isinstance(values, dict) else ():
+            if isinstance(value, str) and Path(value).suffix.lower() in MEDIA:
+                yield value
 
 
 def _local(source: str, folder: Path) -> Path | None:
@@ -216,7 +242,7 @@ def _prompts(path: Path, uploads: dict[str, Path]) -> list[str] | str:
         uploads[key] = path
         return key
     try:
-        lines = _read(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig").splitlines()
+        lines = read_limited(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise JobInvalid("not UTF-8 text", where=str(path)) from None
     prompts = [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,5 @@
+"""`python -m processor.cli` is `dropbatch`."""
+
+from processor.cli import main
+
+main()

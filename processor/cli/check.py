@@ -1,0 +1,202 @@
+"""`dropbatch check`: what a drop would do, without a GPU and without a bucket."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from processor.cli import console
+from processor.cli.exits import Exit
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings, open_main
+from processor.errors import JobInvalid
+
+if TYPE_CHECKING:
+    from processor.config import Settings
+    from processor.records import Plan
+    from processor.store import Store
+
+_SHOWN_TASKS = 12
+_JOB_ID = "check-0000000000000000"
+
+
+def command(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Job files, PNGs or dataset folders, as for drop.", metavar="PATH…")
+    ],
+    *,
+    as_json: Json = False,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    config: Config = None,
+) -> None:
+    """Say what a drop would do. Needs no GPU and no bucket.
+
+    Workflows, prompts and pictures are looked for beside the file; with --bucket, in the
+    bucket. Nodes are checked against what the configured ComfyUI knows.
+
+    \b
+    Example:
+      dropbatch check portrait.json
+      dropbatch check portrait.json --bucket b2://renders
+    """
+    from processor.cli.job_files import find_sources
+
+    settings = load_settings(config, bucket, endpoint_url)
+    store = open_main(settings) if bucket else None
+    found = []
+    for path in paths:
+        files, folders = find_sources(path)
+        found += [check_file(file, settings, store) for file in files]
+        found += [check_dataset(folder) for folder in folders]
+    if as_json:
+        console.print_json(found)
+    else:
+        for facts in found:
+            _print(facts)
+    if not all(facts["valid"] for facts in found):
+        raise typer.Exit(Exit.FAILED)
+
+
+def check_file(path: Path, settings: Settings, store: Store | None) -> dict[str, Any]:
+    """What a job file comes to: its plan in a few facts, or its error."""
+    from processor.report import error_report
+
+    try:
+        plan = _plan(path, settings, store)
+    except JobInvalid as error:
+        report = error_report(error).model_dump(mode="json")
+        return {"path": str(path), "valid": False, "error": report}
+    nodes = Counter(
+        str(node["class_type"])
+        for node in plan.shared.get("workflow", {}).values()
+        if isinstance(node, Mapping) and "class_type" in node
+    )
+    return {
+        "path": str(path),
+        "valid": True,
+        "kind": plan.kind,
+        "tasks": len(plan.tasks),
+        "first_tasks": [
+            {"index": task.index, "seed": task.seed, "params": task.params}
+            for task in plan.tasks[:_SHOWN_TASKS]
+        ],
+        "nodes": dict(sorted(nodes.items())),
+        "models": [f"{model.folder}/{model.name}" for model in plan.models],
+        "files": [{"name": file.name, "source": file.source} for file in plan.inputs],
+        "gpu": plan.gpu,
+        "warnings": plan.warnings,
+    }
+
+
+def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
+    from processor.cli.job_files import graph_in_picture, read_limited
+    from processor.config import resolve_handlers
+    from processor.handler import PlanContext, Stores
+    from processor.reading import read_job
+    from processor.store.directory import DirectoryStore
+
+    limit_bytes = settings.job_file_limit_bytes
+    data = graph_in_picture(path) if path.suffix.lower() == ".png" else read_limited(path, limit_bytes)
+    job = read_job(data, key=path.name)
+    handlers = resolve_handlers(settings)
+    if job.kind not in handlers:
+        raise JobInvalid(f"no handler for {job.kind} jobs is configured", where=path.name)
+    stores = Stores.single(store or DirectoryStore(path.resolve().parent))
+    handler = handlers[job.kind].configured(settings, stores)
+    try:
+        plan: Plan = handler.plan(
+            job,
+            PlanContext(
+                job_id=_JOB_ID,
+                drop_key=path.name,
+                stores=stores,
+                now=datetime.now(UTC),
+                max_tasks=settings.max_tasks,
+            ),
+        )
+    finally:
+        handler.close()
+    return plan
+
+
+def check_dataset(folder: Path) -> dict[str, Any]:
+    """What a dataset folder holds, and what would be in the way."""
+    from processor.cli.job_files import IMAGES, dataset_files
+
+    files = list(dataset_files(folder))
+    pictures = [file for file in files if file.suffix.lower() in IMAGES]
+    captions = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
+    stems = Counter(file.with_suffix("") for file in pictures)
+    without = sum(file.with_suffix("") not in captions for file in pictures)
+    clashing = sorted(str(stem.relative_to(folder)) for stem, count in stems.items() if count > 1)
+    warnings = [f"{without} of {len(pictures)} pictures have no caption"] if without else []
+    warnings += [f"several pictures share the name {stem}, and so its caption" for stem in clashing[:10]]
+    return {
+        "path": str(folder),
+        "valid": True,
+        "kind": "ingest",
+        "pictures": len(pictures),
+        "captions": len(captions),
+        "size_bytes": sum(file.stat().st_size for file in files),
+        "warnings": warnings,
+    }
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from processor.spelling import plural, size
+
+    out = console.out()
+    if not facts["valid"]:
+        error = facts["error"]
+        out.print(f"[red]✗[/red] {escape(facts['path'])}")
+        where = f"{error['where']}: " if error["where"] else ""
+        out.print(f"  {escape(where + error['what'])}")
+        if error["mend"]:
+            out.print(f"  [dim]{escape(error['mend'])}[/dim]")
+        for detail in error["details"]:
+            out.print(f"  - {escape(detail)}")
+        return
+    if facts["kind"] == "ingest":
+        counts = f"{plural(facts['pictures'], 'picture')}, {plural(facts['captions'], 'caption')}"
+        out.print(f"[green]✓[/green] {escape(facts['path'])}  dataset: {counts}, {size(facts['size_bytes'])}")
+    else:
+        out.print(f"[green]✓[/green] {escape(facts['path'])}  {plural(facts['tasks'], 'task')}")
+        _print_plan(facts)
+    for warning in facts["warnings"]:
+        out.print(f"  [yellow]warning:[/yellow] {escape(warning)}")
+
+
+def _print_plan(facts: dict[str, Any]) -> None:
+    from rich.padding import Padding
+
+    out = console.out()
+    axes = list(dict.fromkeys(axis for task in facts["first_tasks"] for axis in task["params"]))
+    seeded = any(task["seed"] is not None for task in facts["first_tasks"])
+    if axes or facts["tasks"] > 1:
+        rows = [
+            [
+                str(task["index"]),
+                *([str(task["seed"])] if seeded else []),
+                *(escape(str(task["params"].get(axis, ""))) for axis in axes),
+            ]
+            for task in facts["first_tasks"]
+        ]
+        columns = ["task", *(["seed"] if seeded else []), *axes]
+        out.print(Padding(console.table(columns, rows), (0, 0, 0, 2), expand=False))
+        if facts["tasks"] > len(rows):
+            out.print(f"  [dim]and {facts['tasks'] - len(rows):,} more[/dim]")
+    nodes = ", ".join(f"{name} x {n}" if n > 1 else name for name, n in facts["nodes"].items())
+    for label, value in (
+        ("nodes", nodes),
+        ("models", ", ".join(facts["models"])),
+        ("files", ", ".join(file["source"] for file in facts["files"])),
+        ("gpu", facts["gpu"] or ""),
+    ):
+        if value:
+            out.print(f"  [dim]{label:<7}[/dim] {escape(value)}")

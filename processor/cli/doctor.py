@@ -1,0 +1,47 @@
+"""`dropbatch doctor`: each thing that must hold, on a line of its own, with the mend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.markup import escape
+
+from processor.cli import console
+from processor.cli.exits import Exit
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings
+
+if TYPE_CHECKING:
+    from processor.cli.findings import Finding
+
+
+def command(
+    *, as_json: Json = False, bucket: Bucket = None, endpoint_url: EndpointUrl = None, config: Config = None
+) -> None:
+    """Check the configuration, the bucket and the engine.
+
+    Writes one small object under state/ and removes it. Exit code 1 if anything failed.
+
+    \b
+    Example:
+      dropbatch doctor --bucket b2://renders
+    """
+    from processor.cli.findings import examine
+
+    settings = load_settings(config, bucket, endpoint_url)
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    if as_json:
+        console.print_json([finding.facts() for finding in findings])
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(Exit.FAILED)
+
+
+def _print(finding: Finding) -> None:
+    out = console.out()
+    out.print(f"{console.word(finding.state):<6}  {finding.name:<12} {escape(finding.what)}", soft_wrap=True)
+    if finding.mend:
+        out.print(f"{'':20}[dim]→ {escape(finding.mend)}[/dim]", soft_wrap=True)

@@ -19,6 +19,7 @@ ASYNC = pb.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
 Result = pb.GenericResult
 RETRIED = (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT)
 MAX_INPUTS_OUTSTANDING = 1000
+MAP_LINGER_S = 0.05  # each poll of a map names all its open inputs: fewer polls, twice the throughput
 
 
 class Signal:
@@ -86,7 +87,7 @@ class Input:
     @property
     def jwt(self) -> str:
         """Unsigned; the client reads `idx` out of it."""
-        parts = ({"alg": "none"}, {"idx": self.idx, "input_id": self.input_id, "call": self.call.call_id})
+        parts = ({"alg": "none"}, {"idx": self.idx})
         head, body = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts)
         return f"{head.rstrip('=')}.{body.rstrip('=')}."
 
@@ -224,7 +225,10 @@ class Calls:
                 wanted = range(request.start_idx, request.end_idx + 1)
                 found = [i.output for k in wanted if (i := call.inputs.get(k)) and i.output]
             else:
-                found = call.log[int(request.last_entry_id.split("-")[0] or 0) :]
+                position = int(request.last_entry_id.split("-")[0] or 0)
+                if call.unfinished and len(call.log) > position and request.timeout:
+                    await asyncio.sleep(MAP_LINGER_S)
+                found = call.log[position:]
             if found or loop.time() >= deadline:
                 return pb.FunctionGetOutputsResponse(
                     outputs=found,

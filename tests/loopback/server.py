@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import grpclib.server
 import modal  # noqa: TID251  # the client under test
 from aiohttp import web
+from modal.client import _Client  # noqa: TID251
 from modal_proto import api_pb2 as pb
 
 from tests.loopback.apps import Apps, Registered
@@ -136,12 +137,16 @@ class Loopback:
         self._run(self._start())
         self._saved = {name: os.environ.get(name) for name in self.env}
         os.environ.update(self.env)
+        # The process's client is a singleton: one made before would go on talking to its own server.
+        self._outer_client, _Client._client_from_env = _Client._client_from_env, None
+        self._client = modal.Client.from_env()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        modal.Client.from_env().close()  # connected by now: else the next block would meet this server
+        self._client.close()
+        _Client._client_from_env = self._outer_client
         for name, value in self._saved.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         self._run(self._stop())

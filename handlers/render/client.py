@@ -98,6 +98,8 @@ class Client:
         try:
             # Without an open socket the first messages would be lost; not fatal, but slow.
             self.listener.wait_open(self._lost_s if self._alive is None else 10.0)
+            while not inbox.empty():
+                inbox.get()  # that it opened concerns no prompt that was not sent yet
             self._submit(run, allow_invalid_outputs)
             return self._follow(run)
         finally:

@@ -114,8 +114,8 @@ class Listener:
         self._socket = connection
         try:
             with connection:
-                self._open.set()
                 self._tell_all(BACK)
+                self._open.set()
                 for text in connection:
                     # Binary frames are preview pictures.
                     if isinstance(text, str):

@@ -63,19 +63,24 @@ def calculate(formula: Callable[[dict[str, Any]], Any], **planes: Plane) -> Plan
     return result
 
 
-def fused_multiply_add(a: Plane, b: Plane, c: Plane) -> Plane:
+def fused_multiply_add(a: Plane, b: Plane | float, c: Plane) -> Plane:
     """`a * b + c` rounded once, as a processor's FMA does.
 
     Products are made exact by splitting each factor into two halves of 12 bits (Dekker 1971), the sum's
     error is recovered (Knuth's two-sum), and both errors are added last.
+
+    Args:
+        b: a plane, or a float32 that stands for one.
     """
-    return calculate(_exact_multiply_add, a=a, b=b, c=c)
+    if isinstance(b, int | float):
+        halves = _number_halves(b)
+        return calculate(lambda v: _exact_multiply_add(v["a"], b, halves, v["c"]), a=a, c=c)
+    return calculate(lambda v: _exact_multiply_add(v["a"], v["b"], _halves(v["b"]), v["c"]), a=a, b=b, c=c)
 
 
-def _exact_multiply_add(planes: dict[str, Any]) -> Any:
-    a, b, c = planes["a"], planes["b"], planes["c"]
+def _exact_multiply_add(a: Any, b: Any, b_halves: tuple[Any, Any], c: Any) -> Any:
     a_high, a_low = _halves(a)
-    b_high, b_low = _halves(b)
+    b_high, b_low = b_halves
     product = a * b
     product_error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
     total = product + c
@@ -88,6 +93,12 @@ def _halves(x: Any) -> tuple[Any, Any]:
     scaled_up = x * 4097.0  # 2**12 + 1
     high = scaled_up - (scaled_up - x)
     return high, x - high
+
+
+def _number_halves(x: float) -> tuple[float, float]:
+    scaled_up = float32(x * 4097.0)
+    high = float32(scaled_up - float32(scaled_up - x))
+    return high, float32(x - high)
 
 
 def constant(value: float, width: int, height: int) -> Plane:

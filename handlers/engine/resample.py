@@ -35,6 +35,7 @@ METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 
 _TILE_PIXELS = 24_000  # temporaries stay under 128 KiB: in the cache, and below malloc's mmap threshold
 _SMALL_OUTPUT = 128  # up to this width + height torch runs another bilinear kernel
+_LARGEST_EXACT_WINDOW = 1024  # pixels that `area` adds up one by one
 _A = -0.75  # torch's bicubic parameter
 
 
@@ -97,9 +98,15 @@ class Resizer(NamedTuple):
         return Image.frombytes("F", (plane.width, count), b"".join(tiles))
 
     def _area(self, plane: Plane, width: int, height: int) -> Plane:
-        """The mean of each window, its pixels added one by one, row by row."""
+        """The mean of each window, its pixels added one by one, row by row.
+
+        Very large windows are added up row by row and then down: as many steps as the picture has rows
+        and columns, not pixels, for a last bit that may differ.
+        """
         across, columns = _windows(plane.width, width)
         down, rows = _windows(plane.height, height)
+        if columns * rows > _LARGEST_EXACT_WINDOW and plane.height != height:
+            return self._area(self._area(plane, width, plane.height), width, height)
         source = _with_zero_edge(as_float(plane))
         strips = [Rows(take_columns(source, [w[k] for w in across])) for k in range(columns)]
         step = max(1, _TILE_PIXELS // width)
@@ -194,8 +201,8 @@ def _cubic_near(x: float) -> float:
 
 
 def _cubic_far(x: float) -> float:
-    """((A x - 5 A) x + 8 A) x - 4 A, the middle step fused."""
-    step = float32(float32(_A * x) - 5 * _A)
+    """((A x - 5 A) x + 8 A) x - 4 A, the first two steps fused."""
+    step = float32(_A * x - 5 * _A)
     step = float32(step * x + 8 * _A)
     return float32(float32(step * x) - 4 * _A)
 

@@ -8,7 +8,8 @@ from PIL import Image, ImageChops
 
 from handlers.engine.batch import Batch
 from handlers.engine.context import Context
-from handlers.engine.planes import Plane, as_float, calculate, float32, take_rows, transposed
+from handlers.engine.convolve import blur, sharpen
+from handlers.engine.planes import Plane, calculate, take_columns, take_rows
 from handlers.engine.schema import Node, Output, choice_v3, integer, link, number
 
 
@@ -17,7 +18,7 @@ def image_blur(ctx: Context, *, image: Batch, blur_radius: int, sigma: float) ->
     if blur_radius == 0:
         return Output((image,))
     _check_mirror(image, blur_radius)
-    return Output((image.map(lambda plane: _blurred(ctx, plane, blur_radius, sigma)),))
+    return Output((image.map(lambda plane: blur(plane, blur_radius, sigma, ctx.checkpoint)),))
 
 
 def image_sharpen(ctx: Context, *, image: Batch, sharpen_radius: int, sigma: float, alpha: float) -> Output:
@@ -25,23 +26,9 @@ def image_sharpen(ctx: Context, *, image: Batch, sharpen_radius: int, sigma: flo
     if sharpen_radius == 0:
         return Output((image,))
     _check_mirror(image, sharpen_radius)
-    strength = float32(alpha * 10)
-
-    def sharpened(plane: Plane) -> Plane:
-        blurred = _blurred(ctx, plane, sharpen_radius, sigma)
-        return calculate(
-            lambda v: v["max"](v["min"](v["sharp"] * (1.0 + strength) - v["soft"] * strength, 1.0), 0.0),
-            sharp=plane,
-            soft=blurred,
-        )
-
-    return Output((image.map(sharpened),))
-
-
-def _blurred(ctx: Context, plane: Plane, radius: int, sigma: float) -> Plane:
-    """Two passes of a Gaussian, at borders over the mirrored picture."""
-    once = _pass(ctx, transposed(as_float(plane)), radius, sigma)
-    return _pass(ctx, transposed(once), radius, sigma)
+    return Output(
+        (image.map(lambda plane: sharpen(plane, sharpen_radius, sigma, alpha * 10, ctx.checkpoint)),)
+    )
 
 
 def _check_mirror(image: Batch, radius: int) -> None:
@@ -52,36 +39,6 @@ def _check_mirror(image: Batch, radius: int) -> None:
                 f" padding ({radius}, {radius}) at dimension {dimension} of input"
                 f" [{len(image.frames)}, 3, {image.height}, {image.width}]"
             )
-
-
-def _pass(ctx: Context, plane: Plane, radius: int, sigma: float) -> Plane:
-    """The weighted sum of each pixel and those above and below it."""
-    width, height = plane.size
-    mirrored = [*range(radius, 0, -1), *range(height), *range(height - 2, height - 2 - radius, -1)]
-    source = take_rows(plane, mirrored)
-
-    def shifted(by: int) -> Plane:
-        return source.crop((0, radius + by, width, radius + by + height))
-
-    weights = _gaussian(radius, sigma)
-    total = calculate(lambda v: v["middle"] * weights[0], middle=plane)
-    for distance in range(1, radius + 1):
-        ctx.checkpoint()
-        total = _with_pair(total, shifted(-distance), shifted(distance), weights[distance])
-    return total
-
-
-def _with_pair(total: Plane, above: Plane, below: Plane, weight: float) -> Plane:
-    return calculate(
-        lambda v: v["total"] + (v["above"] + v["below"]) * weight, total=total, above=above, below=below
-    )
-
-
-def _gaussian(radius: int, sigma: float) -> list[float]:
-    """The weights at distance 0, 1, … radius, whose sum over both sides is 1."""
-    values = [math.exp(-((i / radius) ** 2) / (2.0 * sigma * sigma)) for i in range(radius + 1)]
-    total = values[0] + 2 * sum(values[1:])
-    return [float32(value / total) for value in values]
 
 
 def image_quantize(ctx: Context, *, image: Batch, colors: int, dither: str) -> Output:
@@ -147,7 +104,7 @@ def _bayer_matrix(n: int) -> list[list[float]]:
 def _tiled(tile: Image.Image, size: tuple[int, int]) -> Image.Image:
     across = [x % tile.width for x in range(size[0])]
     down = [y % tile.height for y in range(size[1])]
-    return take_rows(transposed(take_rows(transposed(tile), across)), down)
+    return take_rows(take_columns(tile, across), down)
 
 
 _RADIUS = integer(1, 1, 31, 1)

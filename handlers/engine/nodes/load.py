@@ -17,7 +17,7 @@ from handlers.engine.limits import LimitExceeded
 from handlers.engine.planes import Plane, constant, scaled
 from handlers.engine.schema import Input, Node, Output
 
-FORMATS = ["PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "TGA", "PPM", "ICO", "QOI"]
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "TGA", "PPM", "ICO", "QOI"]
 """What is decoded. Not all that Pillow knows: some of its readers start other programs (EPS)."""
 
 _Source = TypeVar("_Source")

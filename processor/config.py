@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         default=_POLICY.lease_s, gt=0, description="How long a job stays with a runner that went silent."
     )
     renew_s: float = Field(default=_POLICY.renew_s, gt=0, description="How often a runner renews its leases.")
+    founding_grace_s: float = Field(
+        default=20,
+        ge=0,
+        description="Pause after a bucket without put-if-absent is worked for the very first time.",
+    )
 
     # --- jobs
     concurrency: int = Field(default=4, ge=1, le=1000, description="Jobs that one runner works on at a time.")
@@ -287,7 +292,15 @@ def load(config: Path | None = None, **flags: object) -> Settings:
     Raises:
         ConfigError: naming the flag, variable or key, and the nearest known name.
     """
-    path = _config_file(config)
+    return _settings(_config_file(config), flags)
+
+
+def load_without_file(**flags: object) -> Settings:
+    """As `load`, but from flags and environment only."""
+    return _settings(None, flags)
+
+
+def _settings(path: Path | None, flags: Mapping[str, object]) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         if path is not None:

@@ -32,7 +32,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 ShownAs = Literal["image", "video", "audio"]
 
-_SHOWN: dict[str, ShownAs] = {
+SHOWN: dict[str, ShownAs] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp"), "image"),
     **dict.fromkeys((".mp4", ".webm", ".m4v", ".mov", ".ogv"), "video"),
     **dict.fromkeys((".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a"), "audio"),
@@ -225,7 +225,7 @@ def _usual_ratio(results: Sequence[TaskResult]) -> str:
 
 
 def _shown_as(file: OutputFile) -> ShownAs | None:
-    shown_as = _SHOWN.get(PurePosixPath(file.key).suffix.lower())
+    shown_as = SHOWN.get(PurePosixPath(file.key).suffix.lower())
     kind = file.media_type.partition("/")[0]
     return shown_as if shown_as == kind and "svg" not in file.media_type else None
 

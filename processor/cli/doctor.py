@@ -42,6 +42,7 @@ def command(
 
 def _print(finding: Finding) -> None:
     out = console.out()
-    out.print(f"{console.word(finding.state):<6}  {finding.name:<12} {escape(finding.what)}", soft_wrap=True)
+    state = console.word(finding.state) + " " * (5 - len(finding.state))
+    out.print(f"{state} {finding.name:<14} {escape(finding.what)}", soft_wrap=True)
     if finding.mend:
-        out.print(f"{'':20}[dim]→ {escape(finding.mend)}[/dim]", soft_wrap=True)
+        out.print(f"{'':21}[dim]→ {escape(finding.mend)}[/dim]", soft_wrap=True)

@@ -50,7 +50,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     store: list[Store] = []
     yield from _guarded("bucket", lambda: _bucket(settings, store))
     if store:
-        yield from _guarded("writing", lambda: _writing(store[0]))
+        yield from _guarded("writing", lambda: check_writing(store[0]))
         yield from _guarded("store", lambda: _capabilities(store[0].capabilities))
         yield from _guarded("leases", lambda: _leases(settings, store[0]))
     yield from _guarded("handlers", lambda: _handlers(settings))
@@ -103,15 +103,16 @@ def _bucket(settings: Settings, opened: list[Store]) -> Iterator[Finding]:
     yield Finding("ok", "bucket", f"{store.url} answers in {taken_ms:.0f} ms")
     skew_s = (datetime.now(UTC) - page.date).total_seconds()
     if abs(skew_s) > _MAX_SKEW_S:
+        side = "ahead of" if skew_s > 0 else "behind"
         yield Finding(
             "warn",
             "clock",
-            f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the store's",
+            f"this machine's clock is {abs(skew_s):.0f} s {side} the store's",
             "Leases go by the store's clock, but signed requests fail at 15 minutes: set the clock",
         )
 
 
-def _writing(store: Store) -> Iterator[Finding]:
+def check_writing(store: Store) -> Iterator[Finding]:
     key = f"{STATE}doctor-{secrets.token_hex(4)}"
     info = store.put(key, b"doctor")
     try:

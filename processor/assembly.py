@@ -142,6 +142,7 @@ def policy_of(settings: Settings) -> Policy:
         lease_s=settings.lease_s,
         renew_s=settings.renew_s,
         margin_s=min(30.0, settings.lease_s / 10),
+        founding_grace_s=settings.founding_grace_s,
         max_attempts=settings.max_attempts,
         max_tasks=settings.max_tasks,
         max_job_bytes=settings.job_file_limit_bytes,

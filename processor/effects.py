@@ -23,7 +23,7 @@ _JOBS = TypeAdapter(list[Job])
 
 def gallery(machine: Machine, manifest: Manifest) -> None:
     """Write `index.html` beside the manifest. Cost: 1 request, none where nothing is to be seen."""
-    if not any(result.files or result.error for result in manifest.tasks):
+    if manifest.error is None and not any(result.files or result.error for result in manifest.tasks):
         return
     page = render_gallery(manifest).encode()
     machine.stores.main.put(gallery_key(manifest.job_id), page, media_type="text/html; charset=utf-8")

@@ -22,7 +22,7 @@ test: lint types unit ## everything that must pass: lint, types, tests
 lint: all ## ruff and the direction of imports
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/lint-imports
+	$(bin)/lint-imports --no-logo
 
 types: all ## mypy, strict
 	$(bin)/mypy $(rooms) tests .ci/audit.py

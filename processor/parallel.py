@@ -1,0 +1,38 @@
+"""The same small thing for many: a few threads, results in order, memory that stays flat."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREADS = 16
+"""Requests to an object store wait for its answers; so many fit one connection pool."""
+
+
+def each(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = THREADS
+) -> Iterator[tuple[Item, Result]]:
+    """Call a function for every item, several at a time; yield item and result in order.
+
+    Only a few calls run ahead of the consumer. The first exception is raised where its
+    result would have come; what was not begun by then never is.
+    """
+    ahead: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="each") as pool:
+        try:
+            for item in items:
+                ahead.append((item, pool.submit(function, item)))
+                if len(ahead) >= 2 * threads:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()

@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from pydantic import TypeAdapter
 
+from processor.dropping import drop
 from processor.gallery import render_gallery
-from processor.layout import emitted_job_id, emitted_key, gallery_key
+from processor.ingestion import ingested
+from processor.layout import gallery_key
 from processor.machine import Machine
-from processor.models import Job, JobBase, Origin
-from processor.records import Manifest, Outcome, dump
+from processor.models import Job
+from processor.records import Manifest, Outcome
 
 Effect = Callable[[Machine, Manifest], None]
 
@@ -43,15 +45,7 @@ def emit(machine: Machine, manifest: Manifest) -> None:
         drop(machine, job, parent=manifest.job_id, name=name)
 
 
-def drop(machine: Machine, job: JobBase, *, parent: str, name: str) -> str:
-    """Put a job into the inbox on the machine's own behalf; returns its id. Cost: 1 request."""
-    job_id = emitted_job_id(parent, name)
-    emitted = job.model_copy(update={"origin": Origin(parent=parent, name=name)})
-    machine.stores.main.put(emitted_key(job_id), dump(emitted), media_type="application/json")
-    return job_id
-
-
-EFFECTS: tuple[Effect, ...] = (gallery, emit)
+EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested)
 """In this order."""
 
 

@@ -64,6 +64,23 @@ def emitted_key(job: str) -> str:
     return f"{EMITTED}{job}.json"
 
 
+def dataset_prefix(dataset: str, fingerprint: str) -> str:
+    return f"{DATASETS}{dataset}/{fingerprint}/"
+
+
+def dataset_record_key(dataset: str, fingerprint: str) -> str:
+    """The list of a version's files, written last: a version without it is not whole."""
+    return dataset_prefix(dataset, fingerprint) + "dataset.json"
+
+
+def dataset_latest_key(dataset: str) -> str:
+    return f"{DATASETS}{dataset}/latest.json"
+
+
+def training_page_key(job: str) -> str:
+    return f"{OUTPUTS}{job}/training.html"
+
+
 def manifest_key(job: str) -> str:
     return f"{OUTPUTS}{job}/manifest.json"
 

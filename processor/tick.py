@@ -12,6 +12,7 @@ import structlog
 from processor.attempt import Claim
 from processor.errors import ForeignAuthority, StoreError
 from processor.events import JobClaimed
+from processor.folders import Look, look_at_folders
 from processor.inbox import Drop, Inbox, scan
 from processor.leases.lease import Lease
 from processor.machine import Machine
@@ -38,6 +39,8 @@ class TickReport:
     """Of those looked at: not due yet, or for another place."""
     leased: int = 0
     """Of those looked at: another runner's."""
+    folders: dict[str, Look] = field(default_factory=dict)
+    """Dataset folders with something in them, and how far each is."""
     paused: bool = False
     inbox: Inbox | None = None
     problem: str | None = None
@@ -79,6 +82,9 @@ def tick(
     report.inbox, report.pending, report.paused = inbox, inbox.pending, inbox.paused
     if not inbox.paused and capacity > 0 and not machine.stop.is_set():
         _claim(machine, inbox, report, capacity, busy)
+        report.folders = look_at_folders(machine, inbox)
+        # Frozen just now, or as soon as the next listing agrees: worth another look at once.
+        report.young += sum(look in ("soon", "frozen") for look in report.folders.values())
     _tidy(machine, inbox, busy)
     return report
 

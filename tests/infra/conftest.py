@@ -10,7 +10,7 @@ import pytest
 from tests.loopback import Loopback
 
 APPS = Path(__file__).parent / "apps"
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,6 @@ def test_the_module_runs_a_command_against_a_loopback(tmp_path: Path) -> None:
     program = "import modal; d = modal.Dict.from_name('d', create_if_missing=True); d['k'] = 1; print(d['k'])"
     command = [sys.executable, "-m", "tests.loopback", "--root", str(tmp_path / "modal"), "--"]
     done = subprocess.run(
-        [*command, sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30
+        [*command, sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=55
     )
     assert done.stdout == "1\n"

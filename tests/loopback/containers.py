@@ -104,7 +104,8 @@ class Container:
         (self.root / "root").mkdir(parents=True)
         (self.root / "tmp").mkdir()
         spec = self.pool.spec
-        await asyncio.to_thread(self.host.mounts.lay_out, spec.mount_ids, self.root)
+        mounts = [*self.host.images.copied(spec.image_id), *spec.mount_ids]
+        await asyncio.to_thread(self.host.mounts.lay_out, mounts, self.root)
         for mount in spec.volume_mounts:
             self.volumes[mount.volume_id] = await self.host.volumes.working_copy(mount, self.root)
 

@@ -160,6 +160,11 @@ class Images:
                 env.update({key: value for key, _, value in pairs})
         return env
 
+    def copied(self, image_id: str) -> list[str]:
+        """The mounts that `add_local_*(copy=True)` bakes into the image, whole, at its root."""
+        layers = self.layers(image_id)
+        return [layer.context_mount_id for layer in layers if "COPY . /" in layer.dockerfile_commands]
+
     async def image_get_or_create(self, request: pb.ImageGetOrCreateRequest) -> Message:
         same = (known for known, layer in self.definitions.items() if layer == request.image)
         image_id = next(same, None) or new_id("im")

@@ -14,7 +14,12 @@ APP_NAME = "abilities"
 ROOT = Path(os.environ.get("DROPBATCH_MOUNT_ROOT", "/"))
 
 app = modal.App(APP_NAME)
-image = modal.Image.debian_slim().env({"FROM_IMAGE": "yes"}).add_local_file(__file__, "/opt/abilities.txt")
+image = (
+    modal.Image.debian_slim()
+    .env({"FROM_IMAGE": "yes"})
+    .add_local_file(__file__, "/opt/baked.txt", copy=True)
+    .add_local_file(__file__, "/opt/abilities.txt")
+)
 bucket = modal.Secret.from_name("bucket", required_keys=["BUCKET_KEY"])
 models = modal.Volume.from_name("models", create_if_missing=True, version=2)
 notes = modal.Dict.from_name("notes", create_if_missing=True)
@@ -26,6 +31,7 @@ def tick() -> dict[str, str]:
     return {
         "secret": os.environ["BUCKET_KEY"],
         "image": os.environ["FROM_IMAGE"],
+        "baked": str((ROOT / "opt/baked.txt").stat().st_size),
         "mounted": str((ROOT / "opt/abilities.txt").stat().st_size),
         "module": str(Path(__file__).relative_to(ROOT)),
     }

@@ -1,0 +1,1 @@
+"""Tests of infra/: the Modal app and the loopback that runs it."""

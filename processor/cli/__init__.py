@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
     "Work": {
         "drop": Entry("drop", "Put jobs or dataset folders in the inbox."),
         "run": Entry("run", "Process the bucket on this machine."),
+        "demo": Entry("demo", "Render example drops on this machine. Needs nothing."),
         "check": Entry("check", "Say what a drop would do. Needs no GPU and no bucket."),
     },
     "Jobs": {

@@ -1,0 +1,135 @@
+"""`dropbatch demo`: the example drops, rendered on this machine without a model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from processor.cli import console
+from processor.cli.exits import Exit
+from processor.cli.options import load_settings
+
+if TYPE_CHECKING:
+    from processor.config import Settings
+    from processor.store import Store
+
+_MARK = ".dropbatch-demo"
+"""A folder that holds this file was made by the demo, and may be made anew by it."""
+
+
+def command(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the demo's bucket goes; made anew each time.", metavar="FOLDER")
+    ] = Path(".demo"),
+) -> None:
+    """Render the example drops on this machine and show the gallery.
+
+    Makes a folder-bucket, drops photographs and the jobs that work on them (and three broken
+    ones, and a dataset that is left for later), and processes them.
+
+    \b
+    Example:
+      dropbatch demo
+      dropbatch demo /tmp/demo && dropbatch open --bucket /tmp/demo
+    """
+    settings = load_settings(None, str(_prepared(folder)), None, lease_backend="directory")
+    _run(settings)
+    _show(settings)
+
+
+def _prepared(folder: Path) -> Path:
+    """An empty folder-bucket with the example drops in it.
+
+    Raises:
+        ConfigError: the folder exists and is not the demo's own.
+    """
+    from processor.errors import ConfigError
+    from processor.store.directory import DirectoryStore
+    from workflows.examples import examples
+
+    folder = folder.expanduser().absolute()
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / _MARK).exists():
+            raise ConfigError(
+                "this folder is not empty, and not the demo's", where=str(folder), mend="Name another one"
+            )
+        shutil.rmtree(folder)
+    store = DirectoryStore(folder, create=True)
+    store.put(_MARK, b"Made by `dropbatch demo`, which removes and makes this folder anew.\n")
+    for example in examples():
+        store.put(example.key, example.read())
+    return folder
+
+
+def _run(settings: Settings) -> None:
+    from processor.cli.run import run_bucket
+
+    display = None
+    if sys.stderr.isatty():
+        from processor.cli.display import Display
+
+        display = Display()
+    _, signalled = run_bucket(settings, once=True, display=display)
+    if signalled is not None:
+        raise typer.Exit(128 + signalled)
+
+
+def _show(settings: Settings) -> None:
+    """The table of jobs, where to look, and what this was and was not."""
+    from processor.cli.options import open_main
+
+    store = open_main(settings)
+    made = _print_jobs(store)
+    out = console.out()
+    root = Path(store.url.removeprefix("file://"))
+    out.print()
+    out.print(f"Pictures: [bold]{escape(str(root / made / 'index.html'))}[/bold]", soft_wrap=True)
+    out.print(f"All jobs: [bold]dropbatch open --bucket {escape(str(root))}[/bold]", soft_wrap=True)
+    out.print()
+    if settings.comfyui_url or settings.comfyui_dir:
+        out.print("Rendered by your ComfyUI.", style="dim")
+        return
+    out.print(
+        "No model ran: these graphs use image nodes only, on the built-in engine. For diffusion, connect a\n"
+        "real ComfyUI: COMFYUI_URL=http://127.0.0.1:8188 (one that runs) or COMFYUI_DIR=/path/to/ComfyUI\n"
+        "(one to start), then drop any graph exported with Workflow > Export (API).",
+        style="dim",
+    )
+
+
+def _print_jobs(store: Store) -> str:
+    """Print what became of each drop; the folder of the job with the most pictures."""
+    from datetime import UTC, datetime
+
+    from processor.cli.jobs import recent
+    from processor.inbox import scan
+    from processor.layout import job_prefix
+    from processor.report import error_line
+    from processor.spelling import duration, plural
+
+    manifests = recent(store, limit=100, now=datetime.now(UTC), days=1)
+    if not manifests:
+        raise typer.Exit(Exit.FAILED)
+    rows = [
+        [
+            escape(manifest.drop.key),
+            console.word(manifest.outcome.value),
+            f"{sum(len(result.files) for result in manifest.tasks) or ''}",
+            duration(manifest.seconds) if manifest.tasks else "",
+            escape(error_line(manifest.error)[:100]) if manifest.error else "",
+        ]
+        for manifest in sorted(
+            manifests, key=lambda manifest: (manifest.error is not None, manifest.drop.key)
+        )
+    ]
+    console.print_table(["drop", "", "pictures", "engine", ""], rows)
+    for dataset in scan(store, keep=1).datasets.values():
+        files = plural(dataset.files, "file")
+        console.note(f"inbox/datasets/{dataset.name}: {files}, left for later (it has no _READY)")
+    most = max(manifests, key=lambda manifest: sum(len(result.files) for result in manifest.tasks))
+    return job_prefix(most.job_id)

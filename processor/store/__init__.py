@@ -5,6 +5,7 @@ Three implementations: `s3.S3Store` (Backblaze B2 and every S3-compatible server
 given to a store are relative to its root prefix. `open_store(url)` picks one.
 """
 
+from processor.store.opening import open_store
 from processor.store.protocol import (
     Capabilities,
     Download,
@@ -15,4 +16,4 @@ from processor.store.protocol import (
     read_bytes,
 )
 
-__all__ = ["Capabilities", "Download", "ObjectInfo", "Page", "Store", "check_key", "read_bytes"]
+__all__ = ["Capabilities", "Download", "ObjectInfo", "Page", "Store", "check_key", "open_store", "read_bytes"]

@@ -7,8 +7,10 @@ crash never loses what someone has just dropped.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -38,7 +40,10 @@ def remove_if(tree: Tree, key: str, matches: Callable[[os.stat_result], bool]) -
     nonce = secrets.token_hex(12)
     note = (*ASIDE, nonce + _NOTE)
     with tree.folder(parts[:-1]) as folder:
-        if not matches(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)):
+        found = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", parts[-1])
+        if not matches(found):
             return False
         with tree.draft() as draft:
             draft.file.write(key.encode())
@@ -97,10 +102,10 @@ def _restore_one(tree: Tree, aside: int, nonce: str) -> None:
     note = nonce + _NOTE
     if _stands(nonce, aside):
         with tree.open_file((*ASIDE, note)) as file:
-            key = file.read(MAX_KEY_BYTES + 1).decode(errors="replace")
+            key = file.read(MAX_KEY_BYTES + 1)
         try:
-            parts = split_key(key)
-        except InvalidKey:
+            parts = split_key(key.decode())
+        except (InvalidKey, UnicodeDecodeError):
             return  # not a note of ours: leave both for a person to look at
         _link_back(tree, aside, nonce, parts)
         os.unlink(nonce, dir_fd=aside)

@@ -6,9 +6,9 @@ import io
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from processor.clock import Clock, SystemClock
 from processor.errors import AlreadyExists, NotFound, VersionMismatch
@@ -25,8 +25,7 @@ _FEW: Final = 16
 """Up to here new keys are inserted one by one; above, one sort of the whole is cheaper."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(NamedTuple):
     info: ObjectInfo
     data: bytes
 

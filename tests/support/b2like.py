@@ -19,7 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
@@ -121,18 +121,15 @@ class B2Like:
             can draw its faults; returns how to fail, or None.
     """
 
-    def __init__(
-        self,
-        upstream: str,
-        *,
-        missing_is_403: bool = True,
-        refuse_conditions: bool = True,
-        decide: Callable[[Request], Kind | None] | None = None,
-    ) -> None:
+    def __init__(self, upstream: str, *, decide: Callable[[Request], Kind | None] | None = None) -> None:
         address = urlsplit(upstream)
         self._upstream = (address.hostname or "", address.port or 80)
-        self.missing_is_403 = missing_is_403
-        self.refuse_conditions = refuse_conditions
+        self.missing_is_403 = True
+        self.refuse_conditions = True
+        self.ignore_conditions = False
+        """Instead of refusing them, as some servers do."""
+        self.date: str | None = None
+        """What every reply is dated with, instead of the truth."""
         self.decide = decide
         self.url = ""
         self.counts: Counter[str] = Counter()
@@ -161,8 +158,11 @@ class B2Like:
             self._late.clear()
 
     def reset(self) -> None:
-        """No faults, no lag, counters at zero."""
+        """No faults, no lag, counters at zero, and B2's own ways again."""
         self.catch_up()
+        self.missing_is_403 = self.refuse_conditions = True
+        self.ignore_conditions = False
+        self.date = None
         with self._lock:
             self._faults.clear()
             self.struck.clear()
@@ -201,9 +201,12 @@ class B2Like:
             return kind
 
     def _behave(self, request: Request) -> Reply:
-        conditions = {"if-none-match", "if-match"}
+        conditions = [name for name in request.headers if name.lower() in ("if-none-match", "if-match")]
         writes = request.operation in ("PutObject", "CompleteMultipartUpload")
-        if self.refuse_conditions and writes and conditions & {each.lower() for each in request.headers}:
+        if writes and conditions and self.ignore_conditions:
+            headers = {name: value for name, value in request.headers.items() if name not in conditions}
+            request = replace(request, headers=headers)
+        elif writes and conditions and self.refuse_conditions:
             what = "A header you provided implies functionality that is not implemented"
             return _error(request, 501, "NotImplemented", what)
         reply = self._forward(request)
@@ -241,7 +244,10 @@ class B2Like:
         try:
             connection.request(request.method, request.target, request.body, request.headers)
             response = connection.getresponse()
-            return Reply(response.status, dict(response.getheaders()), response.read())
+            headers = dict(response.getheaders())
+            if self.date:
+                headers["Date"] = self.date
+            return Reply(response.status, headers, response.read())
         finally:
             connection.close()
 

@@ -56,8 +56,9 @@ def parse_json(data: bytes, *, key: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
+        said = error.msg.removesuffix(" at")
         raise JobInvalid(
-            f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            f"not valid JSON: {said} at line {error.lineno}, column {error.colno}",
             where=key,
             mend="Check for a missing comma or bracket there, or a cut-off upload",
         ) from None

@@ -43,7 +43,7 @@ def _good() -> list[Example]:
         Example(f"inbox/{name}.json", _json(graph(color)), done, 1) for color, name in enumerate(ui_names)
     ]
     long_name = "/".join(["x" * 200] * 4) + "/" + "y" * 85
-    jobs = [
+    jobs: list[tuple[str, dict[str, Any], int]] = [
         ("inbox/jobs/by-id.json", {"overrides": {"1": {"color": 7}}}, 1),
         ("inbox/jobs/by-id-inputs.json", {"overrides": {"1": {"inputs": {"width": 40}}}}, 1),
         ("inbox/jobs/by-title.json", {"overrides": {"Canvas": {"color": 9}}}, 1),

@@ -25,8 +25,8 @@ from processor.tick import tick
 JOB = {"workflow": "noop"}
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+@pytest.fixture(name="bench")
+def _bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path, ScriptedHandler(write_text_file))
 
 

@@ -77,6 +77,9 @@ def _emptied(path: Path) -> Path:
 async def _serve(host: str, port: int, folders: Folders, settings: Settings, port_file: Path | None) -> None:
     runner = web.AppRunner(EngineServer(folders, settings).app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     try:
         site = web.TCPSite(runner, host, port)
         await site.start()
@@ -86,9 +89,6 @@ async def _serve(host: str, port: int, folders: Folders, settings: Settings, por
             partial = port_file.with_name(f".{port_file.name}.partial")
             partial.write_text(f"{taken}\n")
             partial.replace(port_file)
-        stopped = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         await stopped.wait()
     finally:
         await runner.cleanup()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from PIL import Image
@@ -35,6 +36,7 @@ METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 
 _TILE_PIXELS = 24_000  # temporaries stay under 128 KiB: in the cache, and below malloc's mmap threshold
 _SMALL_OUTPUT = 128  # up to this width + height torch runs another bilinear kernel
+_PLANS = 16  # sizes whose positions and weights are kept: batches and jobs resize alike
 _LARGEST_EXACT_WINDOW = 1024  # pixels that `area` adds up one by one
 _A = -0.75  # torch's bicubic parameter
 
@@ -159,6 +161,7 @@ def _check_size(plane: Plane, width: int, height: int, method: str) -> None:
     )
 
 
+@lru_cache(_PLANS)
 def _nearest(before: int, after: int) -> list[int]:
     scale = float32(before / after)
     return [min(math.floor(float32((i + 0.5) * scale)), before - 1) for i in range(after)]
@@ -168,6 +171,7 @@ def _position(scale: float, index: int) -> float:
     return float32(scale * (index + 0.5) - 0.5)  # exact in double, so this is the kernel's one rounding
 
 
+@lru_cache(_PLANS)
 def _bilinear(before: int, after: int) -> _Taps:
     scale = float32(before / after)
     taps = _Taps([], [])
@@ -180,6 +184,7 @@ def _bilinear(before: int, after: int) -> _Taps:
     return taps
 
 
+@lru_cache(_PLANS)
 def _bicubic(before: int, after: int) -> _Taps:
     scale = float32(before / after)
     taps = _Taps([], [])
@@ -229,6 +234,7 @@ def _bilinear_small(plane: Plane, width: int, height: int) -> Plane:
     return _chain(values, weights)
 
 
+@lru_cache(_PLANS)
 def _windows(before: int, after: int) -> tuple[list[tuple[int, ...]], int]:
     """The indices that each result averages, filled up with `before` (the zero edge), and their number."""
     spans = [(i * before // after, -(-(i + 1) * before // after)) for i in range(after)]

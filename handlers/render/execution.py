@@ -48,8 +48,7 @@ class Execution:
                 )
             return self._output(placed, verdict)
         except TaskFailed as error:
-            if isinstance(error, Unyielding):
-                self._give_up_on_engine(error)
+            self._judge_engine(error)
             error.log = self._log_text()
             raise
         finally:
@@ -82,12 +81,18 @@ class Execution:
             engine=self._engine.facts,
         )
 
-    def _give_up_on_engine(self, error: Unyielding) -> None:
-        # A prompt past its time that does not yield blocks all behind it: only a restart
-        # helps. A cancelled one is left to end by itself, others may wait behind it.
-        if error.kind is ErrorKind.TIMED_OUT and self._engine.server is not None:
+    def _judge_engine(self, error: TaskFailed) -> None:
+        """See to it that nothing else runs on an engine that this failure shows to be broken."""
+        server = self._engine.server
+        if server is None:
+            return
+        if error.kind is ErrorKind.CRASHED:
             self._engine.broken = True
-            self._engine.server.stop()
+        elif isinstance(error, Unyielding) and error.kind is ErrorKind.TIMED_OUT:
+            # A prompt past its time that does not yield blocks all behind it: only a restart
+            # helps. A cancelled one is left to end by itself, others may wait behind it.
+            self._engine.broken = True
+            server.stop()
 
     def _files(self, graph: Graph) -> list[InputFile]:
         """The planned input files that this graph names, each once."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ SHOWN: dict[str, ShownAs] = {
     **dict.fromkeys((".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a"), "audio"),
 }
 """What a page plays, by suffix; the media type has to agree. Anything else is a download."""
+
+_UNIQUE = re.compile(r"(?<=.)\.[0-9a-f]{6}$")
+"""What `dropbatch drop` adds to a file's name to make the key new."""
 
 _MAX_TEXT = 4_000
 _FEW = 4
@@ -112,7 +116,7 @@ def render_gallery(manifest: Manifest) -> str:
         "density": "one" if len(results) == 1 else "few" if len(results) <= _FEW else "many",
         "cards": [_card(manifest.job_id, result, common) for result in results],
         "source": manifest.drop.key,
-        "engine": " · ".join(_spell(value) for value in manifest.engine.values()),
+        "engine": " · ".join(f"{name} {_spell(value)}" for name, value in manifest.engine.items()),
     }
     css = _css("base.css", "job.css") + f":root {{ --ratio: {_usual_ratio(results)}; }}"
     return _page("job.html.j2", css, page=page)
@@ -143,7 +147,7 @@ def job_entry(manifest: Manifest, *, root: str = "", thumbnails: int = 4) -> Job
 def job_name(manifest: Manifest) -> str:
     """A job's title: its own name, else the name of the file it was dropped as."""
     named = (manifest.job or {}).get("name")
-    return str(named) if named else PurePosixPath(manifest.drop.key).stem or manifest.job_id
+    return str(named) if named else _UNIQUE.sub("", PurePosixPath(manifest.drop.key).stem)
 
 
 def _total(manifest: Manifest) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +32,9 @@ def command(
       dropbatch retry portrait-3f9a --all
     """
     from processor.cli.jobs import find_job, read_manifest
-    from processor.layout import JOBS, job_id
+    from processor.cli.uploads import new_key
+    from processor.gallery import job_name
+    from processor.layout import JOBS, job_id, slug
 
     store = open_main(load_settings(config, bucket, endpoint_url))
     parent = find_job(store, job)
@@ -48,8 +49,7 @@ def command(
     again["retry_tasks"] = "all" if all_tasks else "failed"
     again.pop("origin", None)
     again.pop("not_before", None)
-    # A key of its own: on a store without versions the same key twice could be one job.
-    key = f"{JOBS}{parent.rpartition('-')[0]}-retry-{secrets.token_hex(4)}.json"
+    key = new_key(JOBS, slug(f"{job_name(manifest)} retry"))
     info = store.put(key, json.dumps(again, ensure_ascii=False).encode(), media_type="application/json")
     new = job_id(key, info.version or store.stat(key).version)
     if as_json:

@@ -39,10 +39,15 @@ def drop_job(store: Store, job: JobFile, *, nightly: bool, moved: Moved) -> Drop
     for key, path in job.uploads.items():
         _put_once(store, key, path)
         moved(path.stat().st_size)
-    key = f"{NIGHTLY if nightly else JOBS}{_name(job.source)}-{secrets.token_hex(3)}.json"
+    key = new_key(NIGHTLY if nightly else JOBS, _name(job.source))
     info = store.put(key, job.data, media_type="application/json")
     moved(len(job.data))
     return Dropped(key, job_id(key, info.version or store.stat(key).version))
+
+
+def new_key(folder: str, name: str) -> str:
+    """A key that nothing has had: `name.3f9a2c.json`. Pages leave the middle out (`gallery.job_name`)."""
+    return f"{folder}{name}.{secrets.token_hex(3)}.json"
 
 
 def drop_dataset(store: Store, folder: Path, files: Iterable[Path], *, name: str, moved: Moved) -> Dropped:

@@ -1,0 +1,205 @@
+"""Dropping: what reaches the inbox, in which form, and what is refused before it does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from processor.cli.hot_folder import SENT, keep_dropping
+from processor.cli.job_files import Changes, parse_seeds, parse_setting
+from processor.errors import DropbatchError
+from processor.layout import is_job_id
+from processor.store.directory import DirectoryStore
+from tests.unit.cli.conftest import GRAPH, Dropbatch
+
+JobFile = Callable[..., Path]
+
+
+def dropped(bucket: Path, folder: str = "inbox/jobs") -> list[Any]:
+    """The jobs that lie in the inbox."""
+    return [json.loads(path.read_bytes()) for path in sorted((bucket / folder).glob("*.json"))]
+
+
+def test_a_bare_graph_goes_byte_for_byte(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
+    """What needs no change gets none; the job id is printed."""
+    path = job_file()
+    result = dropbatch("drop", path)
+    assert result.code == 0
+    assert is_job_id(result.out.strip())
+    [file] = (bucket / "inbox/jobs").iterdir()
+    assert file.read_bytes() == path.read_bytes()
+
+
+def test_the_same_name_twice_is_two_drops(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
+    """A drop never replaces one that still waits."""
+    path = job_file()
+    ids = {dropbatch("drop", path).out for _ in range(2)}
+    assert len(ids) == len(dropped(bucket)) == 2
+
+
+def test_options_change_the_job(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """A bare graph becomes a job as soon as there is something to say about it."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeffa cat\n\n  a dog \n", "utf-8")
+    arguments = [
+        "-n",
+        20,
+        "--set",
+        "6.text=a=b",
+        "--set",
+        "3.steps=12",
+        "--prompts",
+        prompts,
+        "--name",
+        "Pets",
+    ]
+    assert dropbatch("drop", job_file(), "--nightly", *arguments).code == 0
+    assert dropped(bucket, "inbox/nightly") == [
+        {
+            "workflow": GRAPH,
+            "overrides": {"6.text": "a=b", "3.steps": 12},
+            "seeds": {"random": 20},
+            "name": "Pets",
+            "prompts": ["a cat", "a dog"],
+        }
+    ]
+
+
+def test_local_files_go_up_and_are_named_by_key(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """A picture beside the job, named by `inputs` or only by the graph, is uploaded by content."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}, **GRAPH}
+    job_file("a.json", workflow=graph)
+    job_file(
+        "b.json", workflow=graph, inputs={"cat.png": "./cat.png", "far.png": "https://example.org/far.png"}
+    )
+    assert dropbatch("drop", tmp_path / "a.json", tmp_path / "b.json").code == 0
+    first, second = dropped(bucket)
+    key = first["inputs"]["cat.png"]
+    assert key.startswith("inputs/")
+    assert (bucket / key).read_bytes() == (tmp_path / "cat.png").read_bytes()
+    assert second["inputs"] == {"cat.png": key, "far.png": "https://example.org/far.png"}
+
+
+def test_a_png_gives_the_graph_that_made_it(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """As ComfyUI embeds it; a picture without one is refused with a word."""
+    made, plain = tmp_path / "made.png", tmp_path / "plain.png"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", json.dumps(GRAPH))
+    Image.new("RGB", (4, 4)).save(made, pnginfo=text)
+    Image.new("RGB", (4, 4)).save(plain)
+    result = dropbatch("drop", made, plain)
+    assert result.code == 1
+    assert dropped(bucket) == [GRAPH]
+    assert "holds no ComfyUI prompt" in result.err
+
+
+def test_what_can_never_run_is_refused_here(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """The others are dropped all the same; the exit code says that not all went well."""
+    ui, good, typo = tmp_path / "ui.json", tmp_path / "good.json", tmp_path / "typo.json"
+    ui.write_text('{"nodes": [], "links": []}')
+    good.write_text(json.dumps(GRAPH))
+    typo.write_text(json.dumps({"workflow": GRAPH, "matrx": {}}))
+    result = dropbatch("drop", ui, good, typo, "--json")
+    assert result.code == 1
+    assert len(result.json["dropped"]) == 1
+    assert "Export (API)" in result.json["refused"][0]["error"]
+    assert "Did you mean 'matrix'?" in result.json["refused"][1]["error"]
+    assert dropped(bucket) == [GRAPH]
+
+
+def test_a_dataset_folder(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Data goes, litter and links that lead out stay, the marker is there at the end."""
+    folder = tmp_path / "my cat"
+    (folder / "more").mkdir(parents=True)
+    (folder / "more" / "1.png").write_bytes(b"x")
+    (folder / "1.txt").write_text("a cat")
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    assert dropbatch("drop", folder).code == 0
+    inbox = bucket / "inbox/datasets/my cat"
+    names = {path.relative_to(inbox).as_posix() for path in inbox.rglob("*") if path.is_file()}
+    assert names == {"more/1.png", "1.txt", "_READY"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["missing.json"], ["."], ["a.json", "-n", "2", "--seeds", "3"], ["a.json", "--set", "steps"]],
+)
+def test_wrong_arguments_are_usage_errors(dropbatch: Dropbatch, bucket: Path, arguments: list[str]) -> None:
+    """Nothing is sent, and the exit code is the shell's for usage."""
+    if "a.json" in arguments:
+        Path("a.json").write_text(json.dumps(GRAPH))
+    assert dropbatch("drop", *arguments).code == 2
+    assert not (bucket / "inbox").exists()
+
+
+def test_a_name_that_no_key_can_hold(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Long names are shortened, others kept as people wrote them."""
+    long, spaced = tmp_path / ("n" * 240 + ".json"), tmp_path / "zwei Wörter.json"
+    for path in (long, spaced):
+        path.write_text(json.dumps(GRAPH))
+    assert dropbatch("drop", long, spaced).code == 0
+    names = sorted(path.name for path in (bucket / "inbox/jobs").iterdir())
+    assert names[0].startswith("n" * 40 + ".")
+    assert names[1].startswith("zwei Wörter.")
+
+
+def test_settings_and_seeds_are_read_as_meant() -> None:
+    """Values are JSON where they are JSON, else text."""
+    assert parse_setting("a.b=1.5") == ("a.b", 1.5)
+    assert parse_setting('t="20"') == ("t", "20")
+    assert parse_setting("t=[1]") == ("t", "[1]")
+    assert parse_seeds("1,2") == [1, 2]
+    assert parse_seeds("5:3") == {"start": 5, "count": 3}
+    assert parse_seeds("random:4") == {"random": 4}
+    with pytest.raises(DropbatchError, match="100:20"):
+        parse_seeds("many")
+
+
+def test_watching_sends_each_file_once_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file still being written is left alone; a restart repeats nothing."""
+    folder, root = tmp_path / "hot", tmp_path / "bucket"
+    folder.mkdir()
+    root.mkdir()
+    half = folder / "half.json"
+    half.write_text(json.dumps(GRAPH)[:20])
+    (folder / "whole.json").write_text(json.dumps(GRAPH))
+
+    def watch_until(count: int) -> None:
+        stop = threading.Event()
+        arguments = (DirectoryStore(root), [folder], Changes())
+        watcher = threading.Thread(
+            target=keep_dropping,
+            args=arguments,
+            kwargs={"nightly": False, "limit_bytes": 10**6, "stop": stop},
+        )
+        watcher.start()
+        seen = threading.Event()
+        try:
+            for _ in range(200):
+                if len(list((root / "inbox/jobs").glob("*.json"))) >= count:
+                    break
+                seen.wait(0.1)
+        finally:
+            stop.set()
+            watcher.join()
+
+    watch_until(1)
+    assert [path.name.split(".")[0] for path in (root / "inbox/jobs").iterdir()] == ["whole"]
+    half.write_text(json.dumps(GRAPH))
+    watch_until(2)
+    names = sorted(path.name.split(".")[0] for path in (root / "inbox/jobs").iterdir())
+    assert names == ["half", "whole"]
+    assert len((folder / SENT).read_text().splitlines()) == 2

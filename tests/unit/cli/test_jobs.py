@@ -1,0 +1,146 @@
+"""From drop to results: run, status, logs, fetch, retry, cancel, pause, on a folder-bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.conftest import GRAPH, Dropbatch
+
+JobFile = Callable[..., Path]
+
+
+@pytest.fixture
+def finished(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> dict[str, str]:
+    """Three jobs that were run: name → id."""
+    failing: dict[str, Any] = {**GRAPH, "fail": {"class_type": "Fail", "inputs": {}}}
+    ids = {
+        "good": dropbatch("drop", job_file("good.json", seeds=[7, 8])).out.strip(),
+        "half": dropbatch("drop", job_file("half.json", workflow=failing, seeds=[1, 2])).out.strip(),
+    }
+    (bucket / "inbox/jobs/broken.json").write_text('{"workflow": 5}')
+    assert dropbatch("run", "--once", "--json").code == 1
+    return ids
+
+
+def test_run_reports_outcomes_and_empties_the_inbox(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """Exit code 0 only if all ended well; a second run has nothing to do."""
+    dropbatch("drop", job_file())
+    result = dropbatch("run", "--once", "--json")
+    assert (result.code, result.json["outcomes"]) == (0, {"done": 1})
+    lines = [json.loads(line) for line in result.err.splitlines()]
+    assert any(line["event"] == "job" and line["outcome"] == "done" for line in lines)
+    assert dropbatch("run", "--once", "--json").json["outcomes"] == {}
+
+
+def test_status_lists_what_waits_and_what_has_ended(
+    dropbatch: Dropbatch, finished: dict[str, str], job_file: JobFile
+) -> None:
+    """Newest first, each with its outcome; waiting drops with the id they will have."""
+    waiting = dropbatch("drop", job_file("next.json")).out.strip()
+    facts = dropbatch("status", "--json").json
+    assert [item["job_id"] for item in facts["waiting"]] == [waiting]
+    states = {item["job_id"]: item["state"] for item in facts["finished"]}
+    assert states.pop(finished["good"]) == "done"
+    assert states.pop(finished["half"]) == "partial"
+    assert list(states.values()) == ["invalid"]
+    told = dropbatch("status").out
+    assert finished["good"] in told
+    assert waiting in told
+    assert len(dropbatch("status", "--json", "-n", 1).json["finished"]) == 1
+
+
+def test_status_of_one_job_by_the_beginning_of_its_id(
+    dropbatch: Dropbatch, finished: dict[str, str], job_file: JobFile
+) -> None:
+    """Enough of an id suffices; too little, or a wrong one, is said."""
+    facts = dropbatch("status", finished["half"][:12], "--json").json
+    assert (facts["tasks"], facts["tasks_done"], facts["state"]) == (2, 1, "partial")
+    assert "this one always fails" in facts["failed_tasks"][0]["error"]
+    assert "this one always fails" in dropbatch("status", finished["half"]).out
+    assert dropbatch("status", "nothing-like-this").code == 5
+    waiting = dropbatch("drop", job_file("goodish.json")).out.strip()
+    assert dropbatch("status", waiting[:10], "--json").json["state"] == "waiting"
+
+
+def test_an_ambiguous_beginning_names_the_candidates(dropbatch: Dropbatch, finished: dict[str, str]) -> None:
+    """Nothing is guessed."""
+    ids = [item["job_id"] for item in dropbatch("status", "--json").json["finished"]]
+    first = {job[0] for job in ids}
+    assert len(first) == len(ids)
+    result = dropbatch("status", "")
+    assert result.code == 5
+    assert all(job in result.err for job in ids)
+
+
+def test_logs_tell_engine_and_errors(dropbatch: Dropbatch, finished: dict[str, str]) -> None:
+    """Both on stdout; where they lie on stderr."""
+    result = dropbatch("logs", finished["half"])
+    assert "painted it" in result.out
+    assert "node_failed" in result.out
+    document = dropbatch("logs", finished["half"], "--json").json
+    assert document["errors"]["tasks"][0]["index"] == 0
+    assert all(key.endswith("engine.log") for key in document["logs"])
+
+
+def test_fetch_names_files_for_people_and_checks_them(
+    dropbatch: Dropbatch, bucket: Path, finished: dict[str, str], tmp_path: Path
+) -> None:
+    """Right files are not fetched again; changed bytes in the bucket are refused."""
+    target = tmp_path / "results"
+    assert dropbatch("fetch", finished["good"], target).code == 0
+    names = sorted(path.name for path in target.iterdir())
+    assert names == ["0-shade-7-seed7.png", "1-shade-8-seed8.png"]
+    before = (target / names[0]).stat().st_mtime_ns
+    (target / names[1]).unlink()
+    for picture in (bucket / "comfy_outputs" / finished["good"]).rglob("picture.png"):
+        picture.write_bytes(b"changed")
+    result = dropbatch("fetch", finished["good"], target)
+    assert result.code == 5
+    assert "its bytes are not those" in result.err
+    assert [path.name for path in target.iterdir()] == [names[0]]
+    assert (target / names[0]).stat().st_mtime_ns == before
+
+
+def test_retry_drops_a_job_that_copies_what_is_good(
+    dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
+) -> None:
+    """Failed tasks only, unless `--all`; a job without failures is not retried by accident."""
+    assert dropbatch("retry", finished["good"]).code == 1
+    new = dropbatch("retry", finished["half"]).out.strip()
+    dropbatch("run", "--once")
+    manifest = json.loads((bucket / "comfy_outputs" / new / "manifest.json").read_bytes())
+    assert manifest["job"]["retry_of"] == finished["half"]
+    assert manifest["tasks"][1]["reused_from"] == finished["half"]
+    assert dropbatch("retry", finished["good"], "--all", "--json").json["retry_of"] == finished["good"]
+
+
+def test_cancel_asks_and_the_job_ends_cancelled(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """A job that has ended can't be cancelled any more."""
+    job = dropbatch("drop", job_file()).out.strip()
+    assert dropbatch("cancel", job).code == 0
+    dropbatch("run", "--once")
+    assert dropbatch("status", job, "--json").json["state"] == "cancelled"
+    result = dropbatch("cancel", job)
+    assert result.code == 1
+    assert "has ended already" in result.err
+
+
+def test_pause_holds_everything_until_resume(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
+    """Drops wait; nothing is lost."""
+    job = dropbatch("drop", job_file()).out.strip()
+    assert dropbatch("pause").code == 0
+    assert dropbatch("run", "--once", "--json").json["outcomes"] == {}
+    assert dropbatch("status", "--json").json["paused"] is True
+    assert dropbatch("resume").code == 0
+    assert dropbatch("run", "--once", "--json").json["outcomes"] == {"done": 1}
+    assert dropbatch("status", job, "--json").json["state"] == "done"
+    assert "was not paused" in dropbatch("resume").err

@@ -85,7 +85,7 @@ def test_faults_wait_for_their_turn() -> None:
 def test_faults_can_be_drawn() -> None:
     """A simulation decides by its own seed, for leases as for stores."""
     draws = iter([None, When.AFTER, When.BEFORE, None])
-    plan = FaultPlan(decide=lambda operation, key: next(draws))
+    plan = FaultPlan(decide=lambda *_: next(draws))
     inner = MemoryLeases()
     leases = FaultyLeases(inner, plan)
     leases.create("k", {"nonce": "a"})

@@ -68,6 +68,13 @@ def test_a_file_missing_from_the_mounts_fails_in_the_container(loopback: Loopbac
     assert [c.reason for c in loopback.containers()] == ["failed to start"] * 3
 
 
+def test_containers_that_start_too_slowly_fail_the_call(loopback: Loopback) -> None:
+    loopback.deploy(str(APPS / "slow_start.py"))
+    with pytest.raises(modal.exception.RemoteError, match="did not start in 1 s"):
+        modal.Function.from_name("slow-start", "work").remote()
+    assert {c.reason for c in loopback.containers()} == {"startup timeout"}
+
+
 def test_a_deprecated_feature_is_an_error(loopback: Loopback) -> None:
     with pytest.raises(AssertionError, match="DeprecationError"):
         loopback.deploy(str(APPS / "outdated.py"), command="run")

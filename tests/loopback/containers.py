@@ -127,15 +127,19 @@ class Container:
         if self.reason:  # stopped before there was a process to signal
             self.kill(self.reason)
         startup_s = self.pool.spec.startup_timeout_secs or 300
-        late = asyncio.get_running_loop().call_later(startup_s, self._startup_is_late)
+        late = asyncio.get_running_loop().call_later(startup_s, self._startup_is_late, startup_s)
         returncode = await process.wait()
         late.cancel()
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         return returncode
 
-    def _startup_is_late(self) -> None:
+    def _startup_is_late(self, startup_s: int) -> None:
         if not self.ready:
+            self.start_failure = pb.GenericResult(
+                status=pb.GenericResult.GENERIC_STATUS_FAILURE,
+                exception=f"the container did not start in {startup_s} s (startup_timeout, else timeout)",
+            )
             self.kill("startup timeout")
 
     def _arguments(self) -> pb.ContainerArguments:

@@ -58,7 +58,7 @@ def third_time_lucky(name: str) -> int:
     return int(tries)
 
 
-@app.function(image=image, timeout=1)
+@app.function(image=image, timeout=1, startup_timeout=60)
 def endless() -> None:
     while True:
         time.sleep(0.05)

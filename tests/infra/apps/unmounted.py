@@ -2,11 +2,11 @@
 # ruff: noqa: TID251  # apps for Modal import modal
 
 import modal
-from neighbour import GREETING
+from neighbour import GREETING  # type: ignore[import-not-found]  # beside this script, not in a package
 
 app = modal.App("unmounted")
 
 
 @app.function()
 def greet() -> str:
-    return GREETING
+    return str(GREETING)

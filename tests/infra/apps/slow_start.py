@@ -1,0 +1,15 @@
+"""An app whose containers never finish starting."""
+# ruff: noqa: TID251  # apps for Modal import modal
+
+import threading
+
+import modal
+
+app = modal.App("slow-start")
+
+if not modal.is_local():
+    threading.Event().wait()
+
+
+@app.function(startup_timeout=1)
+def work() -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ def finished(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> dict[str,
         "good": dropbatch("drop", job_file("good.json", seeds=[7, 8])).out.strip(),
         "half": dropbatch("drop", job_file("half.json", workflow=failing, seeds=[1, 2])).out.strip(),
     }
-    (bucket / "inbox/jobs/broken.json").write_text('{"workflow": 5}')
+    broken = bucket / "inbox/jobs/broken.json"
+    broken.write_text('{"workflow": 5}')
+    os.utime(broken, (0, 0))  # old enough not to be taken for a file that is still being written
     assert dropbatch("run", "--once", "--json").code == 1
     return ids
 

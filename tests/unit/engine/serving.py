@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 from uuid import uuid4
 
 import urllib3
@@ -159,7 +159,7 @@ def _child(command: list[str], home: Path, is_ready: Callable[[str], bool]) -> I
                 process.kill()
 
 
-def _await_line(output: TextIO, is_ready: Callable[[str], bool]) -> str:
+def _await_line(output: IO[str], is_ready: Callable[[str], bool]) -> str:
     said = []
     for line in output:
         said.append(line)

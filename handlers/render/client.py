@@ -6,6 +6,7 @@ never waits for us. One socket and one connection pool serve them all.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 import uuid
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from handlers.render.api import Api, EngineUnreachable
 from handlers.render.graph import Graph, title_of
-from handlers.render.listener import BACK, LOST, Inbox, Listener, Message
+from handlers.render.listener import BACK, LOST, Listener, Message
 from handlers.render.verdict import Verdict, partly_invalid, read_history, rejection_of
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Progress, Stop
@@ -30,7 +31,11 @@ _REACHABLE_S: Final = 0.25
 
 @dataclass(frozen=True)
 class Watching:
-    """What a caller wants to know and decide while its prompt runs."""
+    """What a caller wants to know and decide while its prompt runs.
+
+    The callbacks are called in the thread that all prompts' messages come through, so they
+    must return quickly.
+    """
 
     stop: Stop
     progress: Callable[[Progress], None] = lambda _progress: None
@@ -40,21 +45,62 @@ class Watching:
     """Counted from that moment, not from queueing."""
 
 
-@dataclass
 class _Run:
-    """One prompt on its way."""
+    """One prompt on its way.
 
-    prompt_id: str
-    graph: Graph
-    inbox: Inbox
-    watching: Watching
-    began: float | None = None
-    heard: float = 0.0
-    shown: Progress | None = None
+    Its messages come in the listener's thread, which keeps what they say; the thread that
+    runs the prompt is woken only when it must act.
+    """
+
+    def __init__(self, graph: Graph, watching: Watching) -> None:
+        self.prompt_id = str(uuid.uuid4())
+        self.graph = graph
+        self.watching = watching
+        self.began: float | None = None
+        self.heard = time.monotonic()
+        self.shown: Progress | None = None
+        self.news: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True: the prompt is over. False: messages may have been missed."""
 
     def is_overdue(self) -> bool:
         limit_s = self.watching.timeout_s
         return self.began is not None and limit_s is not None and time.monotonic() - self.began > limit_s
+
+    def receive(self, message: Message) -> None:
+        """Note one message."""
+        if message in (LOST, BACK):
+            self.news.put(False)
+            return
+        self.heard = time.monotonic()
+        data = message.data
+        match message.type:
+            case "execution_start":
+                self.begin()
+            case "executing" if data.get("node") is None:
+                self.news.put(True)
+            case "executing":
+                self.begin()
+                self._show(data.get("display_node") or data["node"], 0.0, 1.0)
+            case "progress":
+                self._show(data.get("node"), data.get("value"), data.get("max"))
+            case "progress_state":
+                for node in (data.get("nodes") or {}).values():
+                    if node.get("state") == "running" and node.get("max", 1) > 1:
+                        self._show(node.get("display_node_id"), node.get("value"), node.get("max"))
+
+    def begin(self) -> None:
+        if self.began is None:
+            self.began = time.monotonic()
+            self.watching.started()
+
+    def _show(self, node_id: Any, value: Any, total: Any) -> None:
+        if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
+            return
+        progress = Progress(title_of(self.graph, str(node_id)), float(value), float(total))
+        # `progress` and `progress_state` say the same twice.
+        if progress != self.shown:
+            self.shown = progress
+            self.watching.progress(progress)
 
 
 class Unyielding(TaskFailed):
@@ -92,18 +138,17 @@ class Client:
         Cost: 2 HTTP requests.
         """
         watching.stop.check()
-        prompt_id = str(uuid.uuid4())
-        inbox = self.listener.follow(prompt_id)
-        run = _Run(prompt_id, graph, inbox, watching, heard=time.monotonic())
+        run = _Run(graph, watching)
+        self.listener.follow(run.prompt_id, run.receive)
         try:
             # Without an open socket the first messages would be lost; not fatal, but slow.
             self.listener.wait_open(self._lost_s if self._alive is None else 10.0)
-            while not inbox.empty():
-                inbox.get()  # that it opened concerns no prompt that was not sent yet
+            while not run.news.empty():
+                run.news.get()  # that it opened concerns no prompt that was not sent yet
             self._submit(run, allow_invalid_outputs)
             return self._follow(run)
         finally:
-            self.listener.unfollow(prompt_id)
+            self.listener.unfollow(run.prompt_id)
 
     def close(self) -> None:
         self.listener.close()
@@ -130,50 +175,18 @@ class Client:
             if run.is_overdue():
                 self._stop(run, ErrorKind.TIMED_OUT)
             try:
-                message = run.inbox.get(timeout=_LOOK_S)
+                over: bool | None = run.news.get(timeout=_LOOK_S)
             except queue.Empty:
-                message = None
-            if message is not None and message not in (LOST, BACK):
+                over = None
+            if over:
+                verdict = self._verdict(run)
+            elif over is False or time.monotonic() - run.heard > _SILENCE_S or self._is_dead():
                 run.heard = time.monotonic()
-                if self._take(run, message) and (verdict := self._verdict(run)) is not None:
-                    return verdict
-            elif message is not None or time.monotonic() - run.heard > _SILENCE_S or self._is_dead():
-                run.heard = time.monotonic()
-                if (verdict := self._recover(run)) is not None:
-                    return verdict
-
-    def _take(self, run: _Run, message: Message) -> bool:
-        """Note one message; True when the prompt is over."""
-        data = message.data
-        match message.type:
-            case "execution_start":
-                self._begin(run)
-            case "executing" if data.get("node") is None:
-                return True
-            case "executing":
-                self._begin(run)
-                self._show(run, data.get("display_node") or data["node"], 0.0, 1.0)
-            case "progress":
-                self._show(run, data.get("node"), data.get("value"), data.get("max"))
-            case "progress_state":
-                for node in (data.get("nodes") or {}).values():
-                    if node.get("state") == "running" and node.get("max", 1) > 1:
-                        self._show(run, node.get("display_node_id"), node.get("value"), node.get("max"))
-        return False
-
-    def _begin(self, run: _Run) -> None:
-        if run.began is None:
-            run.began = time.monotonic()
-            run.watching.started()
-
-    def _show(self, run: _Run, node_id: Any, value: Any, total: Any) -> None:
-        if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
-            return
-        progress = Progress(title_of(run.graph, str(node_id)), float(value), float(total))
-        # `progress` and `progress_state` say the same twice.
-        if progress != run.shown:
-            run.shown = progress
-            run.watching.progress(progress)
+                verdict = self._recover(run)
+            else:
+                verdict = None
+            if verdict is not None:
+                return verdict
 
     def _verdict(self, run: _Run) -> Verdict | None:
         try:
@@ -199,7 +212,7 @@ class Client:
                 return read_history(entry, run.prompt_id, run.graph)
             running, waiting = self._api.queue()
             if run.prompt_id in running:
-                self._begin(run)
+                run.begin()
             if run.prompt_id in running or run.prompt_id in waiting:
                 return None
         raise TaskFailed(ErrorKind.CRASHED, "the engine was restarted and has forgotten the prompt")
@@ -247,17 +260,7 @@ class Client:
                     self._api.interrupt(run.prompt_id)
                 if time.monotonic() > deadline:
                     return False
-                self._wait_message(run, _INTERRUPT_AGAIN_S)
+                with contextlib.suppress(queue.Empty):
+                    run.news.get(timeout=_INTERRUPT_AGAIN_S)
         except TaskFailed:
             return False
-
-    def _wait_message(self, run: _Run, timeout_s: float) -> None:
-        """Until the prompt is over, or the time is."""
-        deadline = time.monotonic() + timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            try:
-                message = run.inbox.get(timeout=left_s)
-            except queue.Empty:
-                return
-            if message.type == "executing" and message.data.get("node") is None:
-                return

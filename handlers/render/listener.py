@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import queue
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,7 +36,8 @@ LOST: Final = Message("lost", {})
 BACK: Final = Message("back", {})
 """The socket is open again, under the same client id."""
 
-Inbox = queue.SimpleQueue[Message]
+Receive = Callable[[Message], None]
+"""Called in the listener's thread with each message of a prompt; must return quickly."""
 
 
 class Listener:
@@ -51,25 +52,23 @@ class Listener:
         self._url = url
         self._headers = headers or {}
         self._lock = threading.Lock()
-        self._inboxes: dict[str, Inbox] = {}
+        self._followers: dict[str, Receive] = {}
         self._thread: threading.Thread | None = None
         self._socket: ClientConnection | None = None
         self._open = threading.Event()
         self._closed = threading.Event()
 
-    def follow(self, prompt_id: str) -> Inbox:
-        """From now on, this prompt's messages; call it before the prompt is sent."""
-        inbox: Inbox = queue.SimpleQueue()
+    def follow(self, prompt_id: str, receive: Receive) -> None:
+        """From now on, hand over this prompt's messages; call it before the prompt is sent."""
         with self._lock:
-            self._inboxes[prompt_id] = inbox
+            self._followers[prompt_id] = receive
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._listen, name="comfyui-socket", daemon=True)
                 self._thread.start()
-        return inbox
 
     def unfollow(self, prompt_id: str) -> None:
         with self._lock:
-            self._inboxes.pop(prompt_id, None)
+            self._followers.pop(prompt_id, None)
 
     def wait_open(self, timeout_s: float) -> bool:
         """Whether the socket is open, waiting up to `timeout_s` for it."""
@@ -131,13 +130,14 @@ class Listener:
         try:
             message = json.loads(text)
             data = message["data"]
-            inbox = self._inboxes.get(data.get("prompt_id"))
+            receive = self._followers.get(data.get("prompt_id"))
         except (ValueError, KeyError, AttributeError, TypeError):
             return
-        if inbox is not None:
-            inbox.put(Message(str(message.get("type")), data))
+        if receive is not None:
+            receive(Message(str(message.get("type")), data))
 
     def _tell_all(self, message: Message) -> None:
         with self._lock:
-            for inbox in self._inboxes.values():
-                inbox.put(message)
+            followers = list(self._followers.values())
+        for receive in followers:
+            receive(message)

@@ -37,6 +37,8 @@ def job_schema() -> dict[str, Any]:
     schema = TypeAdapter(RenderJob | TrainJob).json_schema()
     for definition in schema["$defs"].values():
         definition.get("properties", {}).pop("origin", None)  # the machine's own
+        if "kind" in definition.get("required", ()):
+            definition["required"].remove("kind")  # `workflow` or `dataset` tells it
     schema["$defs"].pop("Origin", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -14,6 +14,7 @@ _SECTIONS = {
     "concurrency": "Jobs",
     "zone": "Night and money",
     "comfyui_url": "Engines on this machine",
+    "modal": "On Modal",
     "log_level": "Logs",
 }
 """The first setting of each section."""
@@ -73,7 +74,7 @@ def _ends_section(name: str) -> bool:
 
 def _default(value: Any) -> str:
     match value:
-        case None | []:
+        case None | [] | {}:
             return ""
         case dict():
             return ", ".join(f"`{key} = {item}`" for key, item in value.items())

@@ -1,0 +1,68 @@
+"""`check`: what a drop would do, said beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import GRAPH, Dropbatch
+
+JobFile = Callable[..., Path]
+
+
+def test_a_good_job_tells_tasks_and_nodes(dropbatch: Dropbatch, job_file: JobFile) -> None:
+    """No bucket is configured, and none is needed."""
+    path = job_file(seeds=[1, 2, 3])
+    result = dropbatch("check", path, "--json")
+    assert result.code == 0
+    [facts] = result.json
+    assert (facts["valid"], facts["tasks"], facts["nodes"]) == (True, 3, {"SaveImage": 1})
+    told = dropbatch("check", path).out
+    assert "3 tasks" in told
+    assert "shade 2" in told
+
+
+def test_a_bad_one_tells_why_and_the_others_are_checked_all_the_same(
+    dropbatch: Dropbatch, job_file: JobFile
+) -> None:
+    """Exit code 1 if any is invalid."""
+    result = dropbatch("check", job_file("bad.json", prioriy=3), job_file("good.json"), "--json")
+    assert result.code == 1
+    bad, good = result.json
+    assert "Did you mean 'priority'?" in bad["error"]["what"]
+    assert good["valid"]
+
+
+def test_nothing_is_written_beside_the_file(dropbatch: Dropbatch, job_file: JobFile, tmp_path: Path) -> None:
+    """A check leaves no trace."""
+    path = job_file()
+    before = {item for item in tmp_path.rglob("*") if "work" not in item.parts}
+    dropbatch("check", path)
+    assert {item for item in tmp_path.rglob("*") if "work" not in item.parts} == before
+
+
+def test_a_dataset_folder_is_counted(dropbatch: Dropbatch, tmp_path: Path) -> None:
+    """With what would be in the way of a training."""
+    folder = tmp_path / "cat"
+    folder.mkdir()
+    for name in ("1.png", "1.jpg", "2.png", "2.txt"):
+        (folder / name).write_bytes(b"x")
+    [facts] = dropbatch("check", folder, "--json").json
+    assert (facts["pictures"], facts["captions"]) == (3, 1)
+    assert facts["warnings"][0] == "2 of 3 pictures have no caption"
+    assert "share the name 1" in facts["warnings"][1]
+
+
+def test_a_schema_validates_what_the_models_take(dropbatch: Dropbatch) -> None:
+    """Editors use it; a bare graph fits, the machine's own fields don't."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = dropbatch("schema").json
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(GRAPH)
+    assert validator.is_valid({"workflow": GRAPH, "seeds": {"random": 20}, "overrides": {"6.text": "x"}})
+    assert validator.is_valid({"dataset": "cat", "trigger_word": "ohwx"})
+    assert not validator.is_valid({"workflow": GRAPH, "matrx": {}})
+    assert not validator.is_valid({"workflow": GRAPH, "origin": {"parent": "p", "name": "n"}})

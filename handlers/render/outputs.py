@@ -105,7 +105,7 @@ def reported_data(outputs: dict[str, dict[str, Any]], graph: Graph) -> dict[str,
     data: dict[str, Any] = {}
     for node_id, node in outputs.items():
         for key, items in (node or {}).items():
-            if key == "animated" or not isinstance(items, list):
+            if key == "animated" or not isinstance(items, list) or any(isinstance(i, dict) for i in items):
                 continue
             plain = [_plain(item) for item in items if isinstance(item, (str, int, float, bool))]
             if plain and len(data) < _MAX_DATA_ITEMS:

@@ -1,0 +1,166 @@
+"""Outputs: every kind of file, names that stay nice and inside, nothing temporary or stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.render.outputs import (
+    Reported,
+    collect,
+    inside,
+    media_type,
+    new_tag,
+    prefix_sets,
+    reported_data,
+    reported_files,
+    visible_prefix,
+)
+from processor.errors import ErrorKind, TaskFailed
+from tests.support.rendering import image_graph
+
+
+@given(st.text(max_size=200) | st.text(alphabet="./\\a:*%", max_size=30))
+def test_prefix_stays_inside(text: str) -> None:
+    """Whatever a user writes: relative, bounded, no climbing, never empty."""
+    prefix = visible_prefix(text)
+    parts = prefix.split("/")
+    assert 1 <= len(parts) <= 4
+    assert all(part.strip(". ") and len(part.encode()) <= 80 for part in parts)
+    assert not set(prefix) & set('\x00\n\\<>:"|?*')
+    assert visible_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("ComfyUI", "ComfyUI"),
+        ("a/b/pic", "a/b/pic"),
+        ("../../../escape", "escape"),
+        ("/etc/passwd", "etc/passwd"),
+        ("C:\\Users\\x", "C_/Users/x"),
+        ("..", "output"),
+        ("", "output"),
+    ],
+)
+def test_visible_prefix(text: str, visible: str) -> None:
+    assert visible_prefix(text) == visible
+
+
+def test_every_save_node_gets_the_tag() -> None:
+    """A linked prefix is replaced by the node's title: it could not be made unique."""
+    graph = image_graph(prefix="a/b")
+    graph["4"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["1", 0], "filename_prefix": ["9", 0]},
+        "_meta": {"title": "Final"},
+    }
+    sets = prefix_sets(graph, "db-1")
+    assert [(change.node, change.value) for change in sets] == [("3", "db-1/a/b"), ("4", "db-1/Final")]
+
+
+def test_every_kind_of_output() -> None:
+    """Any list item with a filename under any key; temporary files and repeats are left out."""
+    outputs: dict[str, Any] = {
+        "3": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}], "animated": [False]},
+        "4": {
+            "gifs": [{"filename": "b.mp4", "subfolder": "v", "type": "output", "format": "video/h264-mp4"}]
+        },
+        "5": {"images": [{"filename": "t.png", "subfolder": "", "type": "temp"}]},
+        "6": {"audio": [{"filename": "c.flac", "subfolder": "", "type": "output"}], "text": ["hello"]},
+        "7": {"3d": [{"filename": "d.glb", "subfolder": "", "type": "output"}], "result": ["x", None]},
+        "8": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}, "odd", {"filename": 3}]},
+        "9": {},
+    }
+    assert [file.filename for file in reported_files(outputs)] == ["a.png", "b.mp4", "c.flac", "d.glb"]
+    graph = {node: {"class_type": f"N{node}", "inputs": {}} for node in outputs}
+    assert reported_data(outputs, graph) == {"N6": "hello", "N7": "x"}
+
+
+def test_data_is_redacted() -> None:
+    outputs = {"1": {"text": ["token hf_abcdefghijklmnopqrstuvwxyz"]}}
+    assert "hf_" not in str(reported_data(outputs, {"1": {"class_type": "Show", "inputs": {}}}))
+
+
+class TestCollect:
+    def take(self, source: Path) -> Any:
+        def take(file: Reported, target: Path) -> bool:
+            path = inside(source, file.subfolder, file.filename)
+            if path is None or not path.is_file():
+                return False
+            path.rename(target)
+            return True
+
+        return take
+
+    def images(self, *names: str, tag: str) -> dict[str, Any]:
+        return {
+            "3": {"images": [{"filename": name, "subfolder": f"{tag}/p", "type": "output"} for name in names]}
+        }
+
+    def test_names_without_the_tag(self, tmp_path: Path) -> None:
+        tag, work = new_tag(), tmp_path / "work"
+        (tmp_path / tag / "p").mkdir(parents=True)
+        work.mkdir()
+        (tmp_path / tag / "p" / "a.png").write_bytes(b"1")
+        (tmp_path / tag / "model.safetensors").write_bytes(b"2")
+        files = collect(
+            self.images("a.png", tag=tag),
+            image_graph(),
+            tag=tag,
+            workdir=work,
+            take=self.take(tmp_path),
+            left=tmp_path / tag,
+        )
+        assert [(file.name, file.node) for file in files] == [("p/a.png", "3"), ("model.safetensors", None)]
+        assert files[0].path.read_bytes() == b"1"
+
+    def test_reported_and_not_there(self, tmp_path: Path) -> None:
+        """The engine's word alone is no file."""
+        tag = new_tag()
+        with pytest.raises(TaskFailed, match="does not exist"):
+            collect(
+                self.images("a.png", tag=tag),
+                image_graph(),
+                tag=tag,
+                workdir=tmp_path,
+                take=self.take(tmp_path),
+            )
+
+    def test_another_executions_files_are_not_ours(self, tmp_path: Path) -> None:
+        """A cache may report an earlier prompt's file under the same node id."""
+        (tmp_path / "db-other" / "p").mkdir(parents=True)
+        (tmp_path / "db-other" / "p" / "a.png").write_bytes(b"1")
+        with pytest.raises(TaskFailed) as caught:
+            collect(
+                self.images("a.png", tag="db-other"),
+                image_graph(),
+                tag=new_tag(),
+                workdir=tmp_path,
+                take=self.take(tmp_path),
+            )
+        assert caught.value.kind is ErrorKind.NODE_FAILED
+
+    @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "link"])
+    def test_nothing_outside_is_taken(self, tmp_path: Path, name: str) -> None:
+        """Neither by name nor through a link that a node planted."""
+        root = tmp_path / "output"
+        root.mkdir()
+        (tmp_path / "secret").write_bytes(b"s")
+        (root / "link").symlink_to(tmp_path / "secret")
+        outputs = {"1": {"images": [{"filename": name, "subfolder": "", "type": "output"}]}}
+        with pytest.raises(TaskFailed, match="does not exist"):
+            collect(outputs, image_graph(), tag=new_tag(), workdir=tmp_path, take=self.take(root))
+
+
+def test_media_types() -> None:
+    assert [media_type(name) for name in ("a.PNG", "b.mp4", "c.latent", "d")] == [
+        "image/png",
+        "video/mp4",
+        "application/octet-stream",
+        "application/octet-stream",
+    ]

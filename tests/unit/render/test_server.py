@@ -1,0 +1,138 @@
+"""The engine's process: its command, its environment, its log, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from handlers.render.enginelog import EngineLog
+from handlers.render.server import Directories, Server, child_environment, engine_command, find_python
+from processor.clock import SystemClock
+from processor.errors import ConfigError, ErrorKind, TaskFailed
+from tests.support.rendering import builtin_settings
+
+
+def fake_comfyui(root: Path, code: str) -> Path:
+    """A folder that starts like a ComfyUI and does something else."""
+    folder = root / "ComfyUI"
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").write_text(code)
+    (folder / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url")')
+    return folder
+
+
+def test_environment_holds_no_secret() -> None:
+    """Names are allowed one by one; whatever else is there stays here."""
+    given = {
+        "PATH": "/bin",
+        "HOME": "/h",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "B2_APPLICATION_KEY": "x",
+        "HF_TOKEN": "x",
+        "SLACK_BOT_TOKEN": "x",
+        "MODAL_TOKEN_SECRET": "x",
+        "DROPBATCH_KEY": "x",
+    }
+    kept = child_environment(given)
+    assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES"} <= kept.keys()
+    assert "x" not in kept.values()
+
+
+def test_command_of_a_comfyui(tmp_path: Path) -> None:
+    """Private folders, no API nodes, our models, no database file."""
+    settings = replace(
+        builtin_settings(tmp_path),
+        comfyui_dir=fake_comfyui(tmp_path, ""),
+        cpu=True,
+        extra_args=("--lowvram",),
+    )
+    directories = Directories(tmp_path / "run")
+    directories.make()
+    command, directory = engine_command(settings, directories, 8188)
+    assert directory == settings.comfyui_dir
+    assert command[1:6] == ["main.py", "--listen", "127.0.0.1", "--port", "8188"]
+    assert {"--disable-api-nodes", "--cpu", "--lowvram", "sqlite:///:memory:"} <= set(command)
+    paths = json.loads(Path(command[command.index("--extra-model-paths-config") + 1]).read_text())
+    assert paths["dropbatch"]["base_path"] == str(settings.models_dir)
+
+
+def test_python_of_a_comfyui(tmp_path: Path) -> None:
+    """The one named, else its own environment's, else ours; a venv's link is not resolved."""
+    folder = fake_comfyui(tmp_path, "")
+    settings = replace(builtin_settings(tmp_path), comfyui_dir=folder)
+    assert find_python(settings) == Path(sys.executable)
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "bin" / "python").symlink_to(sys.executable)
+    assert find_python(settings) == folder / "venv" / "bin" / "python"
+    assert find_python(replace(settings, comfyui_python=Path("/x/python"))) == Path("/x/python")
+
+
+def test_folder_without_comfyui(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no main\.py"):
+        Server(replace(builtin_settings(tmp_path), comfyui_dir=tmp_path), SystemClock()).start()
+
+
+def test_engine_that_ends_at_once(tmp_path: Path) -> None:
+    """Its last lines are in the error, its secrets are not."""
+    code = "import sys; print('token=hf_abcdefghijklmnopqrstuvwxyz'); sys.exit('no module named torch')"
+    settings = replace(builtin_settings(tmp_path), comfyui_dir=fake_comfyui(tmp_path, code))
+    server = Server(settings, SystemClock())
+    with pytest.raises(TaskFailed) as caught:
+        server.start()
+    assert caught.value.kind is ErrorKind.CRASHED
+    assert "no module named torch" in " ".join(caught.value.details)
+    assert "hf_abc" not in str(caught.value.details)
+    server.remove()
+
+
+def test_engine_that_never_answers(tmp_path: Path) -> None:
+    """Given up after the start time-out, and its children die with it."""
+    child = tmp_path / "child.pid"
+    code = (
+        "import subprocess, sys, time, pathlib\n"
+        "process = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(child)!r}).write_text(str(process.pid))\n"
+        "time.sleep(600)\n"
+    )
+    settings = replace(
+        builtin_settings(tmp_path),
+        comfyui_dir=fake_comfyui(tmp_path, code),
+        start_timeout_s=2.0,
+        stop_timeout_s=1.0,
+    )
+    server = Server(settings, SystemClock())
+    with pytest.raises(TaskFailed, match="does not answer"):
+        server.start()
+    server.remove()
+    assert not server.directories.root.exists()
+    assert not is_running(int(child.read_text()))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is alive, not just a zombie that nobody has waited for."""
+    command = [shutil.which("ps") or "ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return state != "" and not state.startswith("Z")
+
+
+def test_log_windows_and_progress_bars(tmp_path: Path) -> None:
+    """Lines since a mark; of a redrawn line its last state; the file without secrets."""
+    read, write = os.pipe()
+    log = EngineLog(tmp_path / "engine.log")
+    log.follow(os.fdopen(read, "rb"))
+    with os.fdopen(write, "wb") as pipe:
+        pipe.write(b"start\n 10%|#\r 50%|##\r100%|###\ntoken=abcdef123456\n\xff\xfe\n" + b"x" * 5000 + b"\n")
+    log.join(5)
+    lines = log.since(0).split("\n")
+    assert lines[:3] == ["start", "100%|###", "token=[redacted]"]
+    assert len(lines[4]) == 2000
+    assert log.since(log.mark()) == ""
+    assert "abcdef123456" not in (tmp_path / "engine.log").read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,144 @@
+"""One file of a dataset, looked at on a CPU: does it decode, what is it, what does it look like?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+VIDEOS: Final = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
+"""What the trainer reads (toolkit/data_loader.py of ai-toolkit 0.12.26)."""
+UNUSABLE: Final = frozenset(
+    {
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".psd",
+        ".raw",
+        ".dng",
+        ".svg",
+    }
+)
+"""Pictures to a person, and nothing to the trainer, which would leave them out silently."""
+
+MAX_PIXELS: Final = 64_000_000
+"""Larger pictures are refused before they are decoded: a small file can claim any size."""
+MAX_FILE_BYTES: Final = 2 * 1024**3
+MAX_CAPTION_BYTES: Final = 64 * 1024
+_FTYP_AT: Final = slice(4, 8)
+
+FileKind = Literal["picture", "video", "caption", "options", "unusable", "other"]
+
+
+class BadFile(Exception):
+    """A file that can't be trained on; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a picture or video turned out to be."""
+
+    width: int = 0
+    height: int = 0
+    look: int | None = None
+    """64 bits that nearly equal pictures nearly share (a difference hash)."""
+    colour: tuple[int, int, int] = (0, 0, 0)
+    """The mean colour, which tells apart pictures of equal shape."""
+
+
+def kind_of(name: str) -> FileKind:
+    """What a file in a dataset folder is, by its name."""
+    if name == "dataset.yaml":
+        return "options"
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in PICTURES:
+        return "picture"
+    if suffix in VIDEOS:
+        return "video"
+    if suffix == ".txt":
+        return "caption"
+    return "unusable" if suffix in UNUSABLE else "other"
+
+
+def look_at_picture(path: Path) -> Looked:
+    """Decode a picture wholly, within limits.
+
+    Raises:
+        BadFile: it does not decode, or is too large to.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise BadFile(f"{width:,} by {height:,} pixels; at most {MAX_PIXELS:,} are taken")
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            width, height = image.size
+            look = _difference_hash(image)
+            pixel = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadFile(f"claims more than {MAX_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise BadFile("is no picture, whatever its name says") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise BadFile(f"does not decode: {error}"[:200]) from None
+    colour = tuple(pixel) if isinstance(pixel, tuple) else (0, 0, 0)
+    return Looked(width, height, look, (int(colour[0]), int(colour[1]), int(colour[2])))
+
+
+def look_at_video(path: Path) -> Looked:
+    """Check that a file begins as a video does, and decode its first frame where PyAV is installed.
+
+    Raises:
+        BadFile: it does not.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    known = head[_FTYP_AT] == b"ftyp" or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF")
+    if not known:
+        raise BadFile("is no video, whatever its name says")
+    try:
+        import av  # an extra
+    except ImportError:
+        return Looked()
+    try:
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+            return Looked(frame.width, frame.height)
+    except (OSError, ValueError, StopIteration, IndexError, av.error.FFmpegError) as error:
+        raise BadFile(f"does not decode: {error}"[:200]) from None
+
+
+def read_caption(data: bytes) -> str:
+    """A caption's text.
+
+    Raises:
+        BadFile: it is too long, or not UTF-8; the trainer would fail on it in mid-training.
+    """
+    if len(data) > MAX_CAPTION_BYTES:
+        raise BadFile(f"{len(data):,} bytes; a caption has at most {MAX_CAPTION_BYTES:,}")
+    try:
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadFile(f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def _difference_hash(image: Image.Image) -> int:
+    """Of 8 by 8 comparisons between neighbours in a 9 by 8 grey thumbnail."""
+    small = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+    pixels = small.tobytes()
+    bits = 0
+    for row in range(8):
+        for column in range(8):
+            at = row * 9 + column
+            bits = bits << 1 | (pixels[at] > pixels[at + 1])
+    return bits

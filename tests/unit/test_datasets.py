@@ -1,0 +1,497 @@
+"""Dataset folders: complete or not, frozen once, checked, archived, swept."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from handlers.ingest import IngestHandler
+from processor.datasets import parse_listed, take_inventory
+from processor.dispatch import process
+from processor.errors import JobInvalid, StoreUnavailable
+from processor.machine import Machine
+from processor.store.directory import DirectoryStore
+from processor.store.memory import MemoryStore
+from processor.testing.clock import ManualClock
+from processor.testing.counting import CountingStore
+from processor.testing.faults import Fault, FaultPlan, FaultyStore, When
+from processor.testing.machine import Bench
+from processor.tick import TickReport, tick
+from tests.support.pictures import captioned, encoded, picture, upload
+
+NAME = "zoe"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, IngestHandler())
+
+
+@pytest.fixture
+def machine(bench: Bench) -> Iterator[Machine]:
+    """A runner that plans no trainings: what an ingest emits stays to be seen."""
+    machine = bench.machine()
+    yield machine
+    machine.close()
+
+
+def look(machine: Machine) -> TickReport:
+    """One tick that claims nothing."""
+    return tick(machine, capacity=1, busy=_ALL)
+
+
+class _Everything:
+    """Every job id: a runner that is busy with whatever there is."""
+
+    def __contains__(self, _job: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+_ALL: Any = _Everything()
+
+
+def work(bench: Bench, *, seconds: float = 0) -> list[dict[str, Any]]:
+    """Let time pass, run what is due, return the ingest manifests, oldest first."""
+    bench.clock.advance(seconds)
+    machine = bench.machine()
+    for _ in range(12):
+        report = tick(machine, capacity=4)
+        for claim in report.claims:
+            process(machine, claim)
+        if not (report.claims or report.young or report.problem):
+            break
+    machine.close()
+    found = [manifest for manifest in bench.manifests() if manifest.get("kind") == "ingest"]
+    return sorted(found, key=lambda manifest: manifest["started_at"])
+
+
+def trainings(bench: Bench) -> list[dict[str, Any]]:
+    """Train jobs that were emitted, wherever they are by now."""
+    manifests = [manifest["job"] for manifest in bench.manifests() if manifest.get("job")]
+    waiting = [bench.read(key) for key in bench.keys("inbox/jobs/emitted/")]
+    return [job for job in [*manifests, *waiting] if job["kind"] == "train"]
+
+
+def drop_ready(bench: Bench, files: dict[str, bytes], name: str = NAME) -> None:
+    upload(bench.main, name, {**files, "_READY": b""})
+
+
+# --- complete or not -------------------------------------------------------------
+
+
+def test_ready_needs_one_later_listing_that_agrees(bench: Bench, machine: Machine) -> None:
+    """`_READY` may arrive before the last file does: uploaders work in parallel."""
+    upload(bench.main, NAME, {**captioned(3), "_READY": b""})
+    assert look(machine).folders == {NAME: "soon"}
+    upload(bench.main, NAME, {"late.png": picture(99)})
+    assert look(machine).folders == {NAME: "soon"}
+    assert look(machine).folders == {NAME: "frozen"}
+    assert len(bench.keys("inbox/jobs/emitted/")) == 1
+
+
+def test_quiet_is_measured_on_the_stores_clock_between_two_equal_listings(
+    bench: Bench, machine: Machine
+) -> None:
+    """Every change starts the quiet period anew; the first listing is kept in `state/`."""
+    upload(bench.main, NAME, captioned(2))
+    assert look(machine).folders == {NAME: "waiting"}
+    bench.clock.advance(599)
+    assert look(machine).folders == {NAME: "waiting"}
+    upload(bench.main, NAME, {"more.png": picture(50)})
+    bench.clock.advance(1)
+    assert look(machine).folders == {NAME: "waiting"}
+    bench.clock.advance(599)
+    assert look(machine).folders == {NAME: "waiting"}
+    bench.clock.advance(1)
+    assert look(machine).folders == {NAME: "frozen"}
+
+
+def test_a_file_replaced_by_one_of_the_same_size_is_a_change(bench: Bench, machine: Machine) -> None:
+    """Names and sizes alone would call it quiet."""
+    upload(bench.main, NAME, {"a.txt": b"one", "a.png": picture(1)})
+    look(machine)
+    bench.clock.advance(300)
+    upload(bench.main, NAME, {"a.txt": b"two"})
+    look(machine)
+    bench.clock.advance(301)
+    assert look(machine).folders == {NAME: "waiting"}
+
+
+def test_a_manifest_waits_for_every_file_at_its_size(bench: Bench, machine: Machine) -> None:
+    """With a manifest neither quiet nor `_READY` decides."""
+    files = captioned(2)
+    listed = {"files": {name: len(data) for name, data in files.items()}}
+    last = list(files)[-1]
+    upload(bench.main, NAME, {"_manifest.json": json.dumps(listed).encode(), "_READY": b""})
+    upload(bench.main, NAME, {**files, last: files[last][:-1]})
+    look(machine)
+    bench.clock.advance(5000)
+    assert look(machine).folders == {NAME: "waiting"}
+    upload(bench.main, NAME, {last: files[last]})
+    look(machine)
+    assert look(machine).folders == {NAME: "frozen"}
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'{"files": []}', b'{"files": {"a": -1}}', b'{"files": {"a": true}}']
+)
+def test_a_manifest_that_lists_nothing_usable_is_named(data: bytes) -> None:
+    """A broken list is the uploader's mistake, and is said so."""
+    with pytest.raises(JobInvalid):
+        parse_listed(data, where="x")
+
+
+def test_a_folder_that_never_gets_complete_ends_invalid_naming_what_is_missing(bench: Bench) -> None:
+    """After its deadline it fails, and what was uploaded is kept in `failed/`."""
+    upload(bench.main, NAME, {"_manifest.json": b'{"files": {"a.png": 5, "b.png": 6}}', "a.png": b"12345"})
+    assert work(bench) == []
+    assert work(bench, seconds=3600) == []
+    (manifest,) = work(bench, seconds=24 * 3600)
+    assert manifest["outcome"] == "invalid"
+    assert "b.png (not there)" in manifest["error"]["what"]
+    assert bench.keys("inbox/") == []
+    assert any(key.endswith("/zoe/a.png") for key in bench.keys("failed/"))
+
+
+def test_an_upload_without_end_is_given_up(bench: Bench, machine: Machine) -> None:
+    """Something that changes at every look for a day is no dataset."""
+    for k in range(30):
+        upload(bench.main, NAME, {"a.txt": str(k).encode()})
+        last = look(machine).folders[NAME]
+        bench.clock.advance(3600)
+        if last == "frozen":
+            break
+    assert k == 24
+    (key,) = bench.keys("inbox/jobs/emitted/")
+    assert "still changing" in bench.read(key)["problem"]
+
+
+def test_a_runner_that_slept_does_not_call_a_quiet_folder_endless(bench: Bench) -> None:
+    """The deadline is for folders that were looked at and did not get complete."""
+    upload(bench.main, NAME, captioned(3))
+    assert work(bench) == []
+    upload(bench.main, NAME, captioned(1, first=7))
+    assert work(bench, seconds=48 * 3600) == []
+    (manifest,) = work(bench, seconds=601)
+    assert manifest["outcome"] == "done"
+
+
+@pytest.mark.parametrize("name", [".hidden", "x" * 101])
+def test_an_impossible_name_is_ignored_and_stops_nothing(bench: Bench, machine: Machine, name: str) -> None:
+    """A folder that can't be a dataset does not keep others from being taken."""
+    drop_ready(bench, captioned(1), name)
+    drop_ready(bench, captioned(1), "good")
+    look(machine)
+    assert look(machine).folders == {name: "ignored", "good": "frozen"}
+
+
+def test_markers_are_never_data(bench: Bench, machine: Machine) -> None:
+    """Litter neither keeps a folder restless nor becomes part of it."""
+    upload(bench.main, NAME, {".DS_Store": b"x", "._a.png": b"x", ".bzEmpty": b"", "Thumbs.db": b"x"})
+    assert look(machine).folders == {}
+    upload(bench.main, NAME, captioned(1))
+    inventory = take_inventory(NAME, bench.main.list(f"inbox/datasets/{NAME}/"))
+    assert [file.name for file in inventory.files] == ["000.png", "000.txt"]
+    assert len(inventory.markers) == 4
+
+
+def test_two_runners_that_freeze_at_once_make_one_job(bench: Bench, machine: Machine) -> None:
+    """Their listings differ by one file; the election picks one, and both emit that."""
+    other = bench.machine()
+    drop_ready(bench, captioned(3))
+    look(machine)
+    state = bench.main.get("state/datasets/" + _state_file(bench)).body.read()
+    assert look(machine).folders == {NAME: "frozen"}
+    frozen = bench.keys("inbox/jobs/emitted/")
+    # The second runner read the state before the first wrote, and a file more is there by now.
+    upload(bench.main, NAME, {"late.png": picture(77)})
+    fresh = scan_digest(bench)
+    changed = json.loads(state) | {"digest": fresh}
+    bench.main.put("state/datasets/" + _state_file(bench), json.dumps(changed).encode())
+    assert look(other).folders == {NAME: "frozen"}
+    assert bench.keys("inbox/jobs/emitted/") == frozen
+    other.close()
+
+
+def _state_file(bench: Bench) -> str:
+    (key,) = bench.keys("state/datasets/")
+    return key.rpartition("/")[2]
+
+
+def scan_digest(bench: Bench) -> str:
+    return take_inventory(NAME, bench.main.list(f"inbox/datasets/{NAME}/")).digest
+
+
+def test_an_emission_lost_to_a_crash_is_made_good(bench: Bench, machine: Machine) -> None:
+    """Frozen, but the runner died before the drop was written."""
+    drop_ready(bench, captioned(3))
+    look(machine)
+    look(machine)
+    (key,) = bench.keys("inbox/jobs/emitted/")
+    bench.main.delete(key, version=bench.main.stat(key).version)
+    assert look(machine).folders == {NAME: "busy"}
+    assert bench.keys("inbox/jobs/emitted/") == [key]
+
+
+# --- the whole way ---------------------------------------------------------------
+
+
+def test_a_folder_becomes_a_dataset_and_one_train_job(bench: Bench) -> None:
+    """Archived under its fingerprint, swept from the inbox, a receipt left, a training dropped."""
+    files = captioned(3)
+    drop_ready(bench, files)
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    data = manifest["tasks"][0]["data"]
+    prefix = f"datasets/{NAME}/{data['fingerprint']}/"
+    assert sorted(bench.keys(prefix)) == sorted(prefix + name for name in [*files, "dataset.json"])
+    assert bench.main.get(prefix + "000.png").body.read() == files["000.png"]
+    assert bench.keys(f"inbox/datasets/{NAME}/") == []
+    assert [key for key in bench.keys("done/") if key.endswith("receipt.json")] != []
+    (job,) = trainings(bench)
+    assert job["dataset"] == f"{NAME}/{data['fingerprint']}"
+    assert job["trigger_word"] == NAME
+    assert bench.read(f"datasets/{NAME}/latest.json")["facts"]["fingerprint"] == data["fingerprint"]
+
+
+def test_the_same_content_again_trains_nothing_new_and_says_so(bench: Bench) -> None:
+    """The training's id follows from the version: dropped again, it is the job that has run."""
+    drop_ready(bench, captioned(3))
+    work(bench)
+    first = trainings(bench)
+    bench.clock.advance(100)
+    drop_ready(bench, {**captioned(3), "dataset.yaml": b"replace: true"})
+    manifests = work(bench)
+    assert len(manifests) == 2
+    assert "nothing new is trained" in manifests[1]["tasks"][0]["data"]["text"]
+    assert trainings(bench) == first
+
+
+def test_more_pictures_join_the_newest_version(bench: Bench) -> None:
+    """A new version holds both; the old one stays as it was."""
+    drop_ready(bench, captioned(3))
+    work(bench)
+    bench.clock.advance(100)
+    drop_ready(bench, {**captioned(2, first=10), "000.txt": b"zoe, a better caption"})
+    first, second = (manifest["tasks"][0]["data"] for manifest in work(bench))
+    assert (first["examples"], second["examples"]) == (3, 5)
+    prefix = f"datasets/{NAME}/{second['fingerprint']}/"
+    assert bench.main.get(prefix + "000.txt").body.read() == b"zoe, a better caption"
+    assert len(bench.keys(f"datasets/{NAME}/{first['fingerprint']}/")) == 7
+    assert len(trainings(bench)) == 2
+
+
+def test_replace_makes_the_folder_alone_the_new_version(bench: Bench) -> None:
+    """`replace: true` joins nothing."""
+    drop_ready(bench, captioned(3))
+    work(bench)
+    bench.clock.advance(100)
+    drop_ready(bench, {**captioned(4, first=10), "dataset.yaml": b"replace: true\nsteps: 12\nlr: 1e-3\n"})
+    data = work(bench)[1]["tasks"][0]["data"]
+    assert data["examples"] == 4
+    job = next(job for job in trainings(bench) if data["fingerprint"] in job["dataset"])
+    assert job["settings"] == {"steps": 12, "lr": 0.001}
+
+
+def test_a_file_changed_after_the_freezing_does_not_leak_in(bench: Bench, machine: Machine) -> None:
+    """The frozen version is what is archived; the newer one waits for the next version."""
+    files = captioned(3)
+    drop_ready(bench, files)
+    look(machine)
+    look(machine)
+    upload(bench.main, NAME, {"000.png": picture(500)})
+    (manifest,) = work(bench)
+    prefix = f"datasets/{NAME}/{manifest['tasks'][0]['data']['fingerprint']}/"
+    assert bench.main.get(prefix + "000.png").body.read() == files["000.png"]
+    assert bench.main.get(f"inbox/datasets/{NAME}/000.png").body.read() == picture(500)
+
+
+def test_replaced_uploads_never_resurface(bench: Bench) -> None:
+    """Older versions under the frozen ones go with them."""
+    upload(bench.main, NAME, {name: picture(700) for name in captioned(3) if name.endswith(".png")})
+    drop_ready(bench, captioned(3))
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    left = [item for page in bench.main.list("inbox/datasets/", versions=True) for item in page.objects]
+    assert left == []
+
+
+@pytest.mark.parametrize("at", range(1, 40, 3))
+def test_a_sweep_cut_off_anywhere_is_finished_and_never_taken_for_a_dataset(tmp_path: Path, at: int) -> None:
+    """The store fails in the middle; later passes end with one dataset and an empty inbox."""
+    clock = ManualClock()
+    plan = FaultPlan(Fault("*", When.AFTER, after=at + 20, times=2))
+    bench = Bench(tmp_path, IngestHandler(), clock=clock, store=FaultyStore(MemoryStore(clock=clock), plan))
+    drop_ready(bench, captioned(4))
+    for _ in range(8):
+        with suppress(StoreUnavailable):  # the test's own reading may meet the fault
+            work(bench, seconds=700)
+    (manifest,) = work(bench, seconds=700)
+    assert manifest["outcome"] == "done"
+    assert bench.keys("inbox/datasets/") == []
+    assert len({key.split("/")[2] for key in bench.keys(f"datasets/{NAME}/") if key.count("/") == 3}) == 1
+    assert len(trainings(bench)) == 1
+
+
+def test_on_a_store_without_versions_a_folder_is_taken_as_well(tmp_path: Path) -> None:
+    """Versions are asked for one by one at the freezing."""
+    clock = ManualClock()
+    bench = Bench(tmp_path, IngestHandler(), clock=clock, store=MemoryStore(clock=clock, versions=False))
+    drop_ready(bench, captioned(3))
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    assert bench.keys("inbox/datasets/") == []
+
+
+# --- what is wrong with a folder --------------------------------------------------
+
+
+BAD: dict[str, tuple[dict[str, bytes], str]] = {
+    "broken picture": ({"bad.png": b"\x89PNG\r\n\x1a\nxxxx"}, "bad.png: "),
+    "cut-off picture": ({"cut.jpg": picture(3, form="JPEG")[:-200]}, "cut.jpg: does not decode"),
+    "no picture": ({"page.jpg": b"<html>"}, "page.jpg: is no picture"),
+    "caption not UTF-8": ({"000.txt": b"caf\xe9"}, "000.txt: is not UTF-8"),
+    "clashing stems": ({"000.jpg": picture(9, form="JPEG")}, "000.jpg: has the same stem as 000.png"),
+    "stems that differ in case": ({"A.png": picture(8), "a.png": picture(9)}, "A.png: has the same stem"),
+    "unusable format": ({"moving.gif": picture(3, form="GIF")}, "moving.gif: is of a format"),
+    "a video for a picture model": ({"clip.mp4": b"\0\0\0\x18ftypmp42" + bytes(90)}, "clip.mp4: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_fails_the_folder_before_a_gpu_and_is_named(bench: Bench, case: str) -> None:
+    """The report names each file; nothing is archived, nothing trains, the upload is kept."""
+    files, names = BAD[case]
+    drop_ready(bench, {**captioned(3), **files})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "failed"
+    assert any(names in detail for detail in manifest["error"]["details"]), manifest["error"]
+    assert bench.keys("datasets/") == []
+    assert bench.keys("inbox/") == []
+    assert trainings(bench) == []
+    kept = bench.keys("failed/")
+    assert {key.rpartition("/")[2] for key in kept} >= {*files, "report.json", "report.txt", "receipt.json"}
+    (report,) = [key for key in kept if key.endswith("report.json")]
+    assert any(error["file"] in names for error in bench.read(report)["errors"])
+
+
+def test_a_picture_that_claims_a_billion_pixels_is_refused_unread(bench: Bench) -> None:
+    """A decompression bomb: 100 kB that would be gigabytes."""
+    bomb = bytearray(encoded(Image.new("1", (64, 64))))
+    bomb[16:24] = (40_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    drop_ready(bench, {**captioned(3), "bomb.png": bytes(bomb)})
+    (manifest,) = work(bench)
+    assert any("pixels" in detail for detail in manifest["error"]["details"])
+
+
+def test_too_few_pictures_fail_the_folder(bench: Bench) -> None:
+    """One picture is an accident."""
+    drop_ready(bench, captioned(1))
+    (manifest,) = work(bench)
+    assert "at least 3 are needed" in manifest["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (b"preset: fluks1-dev", "flux1-dev"),
+        (b"stepz: 5", "steps"),
+        (b"steps: many", "steps"),
+        (b"steps: [1", "YAML"),
+        (b"- a", "mapping"),
+        (b"a: &a [x,x]\nb: !!python/object:os.system x", "YAML"),
+        (b"settings: {lr: -1}", "lr"),
+    ],
+)
+def test_options_that_make_no_sense_end_invalid(bench: Bench, options: bytes, names: str) -> None:
+    """dataset.yaml is checked before anything is read or copied."""
+    drop_ready(bench, {**captioned(3), "dataset.yaml": options})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "invalid"
+    assert names in json.dumps(manifest["error"])
+
+
+def test_what_is_merely_odd_is_warned_about(bench: Bench) -> None:
+    """Missing captions, copies, lookalikes, small or long pictures: named, and trained on."""
+    near = encoded(Image.open(io.BytesIO(picture(1))).resize((80, 80)))
+    drop_ready(
+        bench,
+        {
+            **captioned(3),
+            "copy.png": picture(1),
+            "near.png": near,
+            "long.png": picture(40, size=(400, 40)),
+            "empty.png": picture(41),
+            "empty.txt": b" ",
+            "plain.png": picture(42),
+            "plain.txt": b"somebody",
+            "orphan.txt": b"zoe",
+            "readme.md": b"hello",
+        },
+    )
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    (key,) = [file["key"] for file in manifest["tasks"][0]["files"] if file["name"] == "report.json"]
+    said = {(finding["file"], finding["what"].split(";")[0]) for finding in bench.read(key)["warnings"]}
+    assert ("copy.png", "is the same file as 001.png") in said
+    assert ("near.png", "looks nearly like 001.png") in said
+    assert ("copy.png", "has no caption") in said
+    assert ("empty.txt", "is empty") in said
+    assert ("plain.txt", "lacks the trigger word 'zoe'") in said
+    assert ("orphan.txt", "belongs to no picture of that name") in said
+    assert any(file == "readme.md" for file, _ in said)
+    assert any(file == "long.png" and "very long" in what for file, what in said)
+
+
+# --- cost ------------------------------------------------------------------------
+
+
+def test_ten_thousand_pictures_cost_three_requests_each(tmp_path: Path) -> None:
+    """List, read, copy and delete: nothing is asked twice."""
+    clock = ManualClock()
+    inner = MemoryStore(clock=clock)
+    store = CountingStore(inner)
+    bench = Bench(tmp_path, IngestHandler(), clock=clock, store=store)
+    body = picture(1, size=(16, 16))
+    count = 10_000
+    for k in range(count):
+        # Bytes after a PNG's end are ignored: every file is another one, and decodes quickly.
+        inner.put(f"inbox/datasets/{NAME}/{k:05d}.png", body + k.to_bytes(4, "big"))
+    inner.put(f"inbox/datasets/{NAME}/_READY", b"")
+    store.reset()
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    assert bench.keys("inbox/datasets/") == []
+    assert store.total <= 3 * count + 250, store.counts
+
+
+def test_memory_and_disk_hold_a_few_pictures_at_a_time(tmp_path: Path) -> None:
+    """A quarter of a gigabyte goes through without piling up."""
+    store = DirectoryStore(tmp_path / "bucket", create=True)
+    bench = Bench(tmp_path / "work", IngestHandler(), store=store)
+    body, padding = picture(1, size=(16, 16)), bytes(1024 * 1024)
+    for k in range(256):
+        store.put(f"inbox/datasets/{NAME}/{k:05d}.png", body + k.to_bytes(4, "big") + padding)
+    store.put(f"inbox/datasets/{NAME}/_READY", b"")
+    tracemalloc.start()
+    (manifest,) = work(bench)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest["outcome"] == "done"
+    assert peak_bytes < 64 * 1024 * 1024, peak_bytes

@@ -1,0 +1,1 @@
+"""Training presets: one YAML file each; docs/training.md describes their fields."""

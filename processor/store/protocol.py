@@ -204,7 +204,8 @@ def read_bytes(store: Store, key: str, *, version: str | None = None, limit_byte
     with store.get(key, version=version) as download:
         if download.info.size_bytes > limit_bytes:
             raise TooLarge(f"{download.info.size_bytes:,} bytes, at most {limit_bytes:,} are read", where=key)
-        data = download.body.read(limit_bytes + 1)
+        # Not the whole limit: a buffered file allocates as much as it is asked for.
+        data = download.body.read(download.info.size_bytes + 1)
     if len(data) > limit_bytes:
         raise TooLarge(f"more than {limit_bytes:,} bytes", where=key)
     return data

@@ -97,16 +97,21 @@ class JobBase(Model):
     name: Name | None = None
     """A title for people; the file's name otherwise."""
     gpu: Gpu | None = None
+    """The GPU class on Modal, `L40S`, `H100:2`; the launcher's default otherwise."""
     where: Literal["modal", "local", "any"] = "any"
     """Which launcher may run it."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher goes first; equal ones by age."""
     not_before: AwareDatetime | None = None
+    """It stays in the inbox until then."""
     timeout_s: int | None = Field(default=None, ge=1, le=24 * 3600)
     """For one task; 20 minutes for renders and 24 hours for trainings otherwise."""
     max_attempts: int | None = Field(default=None, ge=1, le=10)
+    """Attempts that may begin before it is given up as `dead`."""
     max_cost_usd: float | None = Field(default=None, ge=0)
+    """Fan-out stops once the job has cost this much; finished tasks are kept."""
     notify: bool = True
+    """Whether configured notifiers hear of it."""
     on_success: list[Job] = Field(default=[], max_length=20)
     """Jobs to drop once this one is done, each exactly once."""
     retry_of: JobId | None = None
@@ -129,6 +134,7 @@ class RenderJob(JobBase):
     inputs: dict[Name, Name] = Field(default={}, max_length=1000)
     """Files for LoadImage and its like: file name → store key or http(s) URL."""
     matrix: Matrix | None = None
+    """Axes of values; one task per combination."""
     seeds: Seeds | None = None
     """One task per seed, set on every seed input of the graph (or its `seed` parameter)."""
     prompts: list[Annotated[str, StringConstraints(max_length=100_000)]] | Name | None = None
@@ -147,11 +153,13 @@ class TrainJob(JobBase):
     dataset: Name
     """`name` (its newest fingerprint) or `name/fingerprint`, under `datasets/`."""
     preset: Name | None = None
+    """A training preset by name."""
     config: dict[str, Any] | None = None
     """A full trainer config instead of a preset, brought under the same rules."""
     settings: dict[Name, Any] = {}
     """Changes to the preset: steps, lr, resolution, rank, …"""
     sweep: Matrix | None = None
+    """Axes of settings; one training per combination."""
     trigger_word: Name | None = None
     publish: Name | None = None
     """The LoRA's name under `comfy_models/loras/`; the dataset's name otherwise."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from processor.cli.jobs_page import jobs_page
 from processor.handler import Stores
 from processor.run import run
 from processor.testing.machine import Bench
@@ -30,6 +31,11 @@ def test_the_example_handler_runs_a_job(tmp_path: Path) -> None:
     key = manifest["tasks"][0]["files"][0]["key"]
     with bench.main.get(key) as download:
         assert download.body.read() == b"HELLO"
+
+
+def test_the_page_of_jobs_is_what_the_models_say() -> None:
+    """docs/jobs.md is generated; `dropbatch schema --jobs > docs/jobs.md` makes it anew."""
+    assert (_DOCS / "jobs.md").read_text() == jobs_page()
 
 
 @pytest.mark.parametrize(

@@ -84,11 +84,11 @@ async def _serve(host: str, port: int, folders: Folders, settings: Settings, por
         site = web.TCPSite(runner, host, port)
         await site.start()
         taken = runner.addresses[0][1]
-        print(f"Dropbatch engine {VERSION} listening on http://{host}:{taken}", flush=True)  # noqa: T201
         if port_file is not None:
             partial = port_file.with_name(f".{port_file.name}.partial")
             partial.write_text(f"{taken}\n")
             partial.replace(port_file)
+        print(f"Dropbatch engine {VERSION} listening on http://{host}:{taken}", flush=True)  # noqa: T201
         await stopped.wait()
     finally:
         await runner.cleanup()

@@ -55,12 +55,14 @@ class Hub:
 
     def send(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
         """Hand a message to one client, or (None) to all. On the event loop's thread; never waits."""
-        text = _message(event, data)
         if client_id is None:
-            for outbox in list(self._outboxes.values()):
+            outboxes = list(self._outboxes.values())
+        else:
+            outboxes = [self._outboxes[client_id]] if client_id in self._outboxes else []
+        if outboxes:
+            text = _message(event, data)
+            for outbox in outboxes:
                 _post(outbox, text)
-        elif client_id in self._outboxes:
-            _post(self._outboxes[client_id], text)
 
 
 def _message(event: str, data: dict[str, Any]) -> str:

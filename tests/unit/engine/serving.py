@@ -69,7 +69,8 @@ class Server:
         """A client with an open WebSocket."""
         client_id = client_id or uuid4().hex
         url = self.url.replace("http", "ws", 1) + f"/ws?clientId={client_id}"
-        with connect(url, max_size=None) as socket:
+        # unread messages must not keep the socket from closing
+        with connect(url, max_size=None, max_queue=None) as socket:
             yield Listener(self, socket, client_id)
 
 
@@ -97,7 +98,7 @@ class Listener:
 
     def post(self, graph: Any, **more: Any) -> Reply:
         """Queue a prompt."""
-        return self.server.request("/prompt", {"prompt": graph, "client_id": self.client_id, **more})
+        return self.server.request("/prompt", {"prompt": graph, "client_id": self.client_id} | more)
 
     def run(self, graph: Graph, **more: Any) -> dict[str, Any]:
         """Run a prompt to its end; its history entry."""

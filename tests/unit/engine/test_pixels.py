@@ -37,7 +37,7 @@ def test_equal(client: Listener, name: str) -> None:
 
 @pytest.mark.parametrize("name", pictures.near())
 def test_within_one_level(client: Listener, name: str) -> None:
-    """Large kernels: one level of 255 at most, in a fifth of the values at most.
+    """Large kernels: one level of 255 at most, in two fifths of the values at most.
 
     The gradient is the worst case: its exact values are whole levels, which truncation tips either way.
     """
@@ -46,4 +46,4 @@ def test_within_one_level(client: Listener, name: str) -> None:
     histogram = ImageChops.difference(picture, golden).histogram()
     counts = [sum(histogram[level::256]) for level in range(256)]
     assert sum(counts[2:]) == 0
-    assert counts[1] <= sum(counts) / 5
+    assert counts[1] <= 0.4 * sum(counts)

@@ -45,6 +45,9 @@ _UNIQUE = re.compile(r"(?<=.)\.[0-9a-f]{6}$")
 
 _MAX_TEXT = 4_000
 _FEW = 4
+_MAX_COLUMNS = 6
+_AT_ONCE = 12
+"""Cards whose pictures are loaded with the page: about what a screen shows. The rest when scrolled to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def render_gallery(manifest: Manifest) -> str:
     """
     results = sorted(manifest.tasks, key=lambda result: result.index)
     common = _common_params(results)
+    columns = _matrix_columns(results)
     total = len(manifest.plan.tasks) if manifest.plan else len(results)
     page = {
         "name": job_name(manifest),
@@ -113,12 +117,14 @@ def render_gallery(manifest: Manifest) -> str:
         "not_run": max(0, total - len(results)),
         "warnings": manifest.plan.warnings if manifest.plan else [],
         "common": [(name, _spell(value)) for name, value in common.items()],
-        "density": "one" if len(results) == 1 else "few" if len(results) <= _FEW else "many",
+        "density": _density(len(results), columns),
+        "at_once": _AT_ONCE,
         "cards": [_card(manifest.job_id, result, common) for result in results],
         "source": manifest.drop.key,
         "engine": " · ".join(f"{name} {_spell(value)}" for name, value in manifest.engine.items()),
     }
-    css = _css("base.css", "job.css") + f":root {{ --ratio: {_usual_ratio(results)}; }}"
+    shape = f":root {{ --ratio: {_usual_ratio(results)}; --columns: {columns or 1}; }}"
+    css = _css("base.css", "job.css") + shape
     return _page("job.html.j2", css, page=page)
 
 
@@ -212,6 +218,31 @@ def _common_params(results: Sequence[TaskResult]) -> dict[str, Scalar]:
         for name, value in first.items()
         if all(name in result.params and result.params[name] == value for result in results)
     }
+
+
+def _matrix_columns(results: Sequence[TaskResult]) -> int | None:
+    """How many tasks make a row, if the innermost axis of a matrix is short enough for one.
+
+    Then each column has one value of that axis, and each row one of the outer axes'.
+    """
+    names = {name for result in results for name in result.params} - _common_params(results).keys()
+    for columns in range(_MAX_COLUMNS, 1, -1):
+        rows = [results[start : start + columns] for start in range(0, len(results), columns)]
+        if len(rows) > 1 and len(rows[-1]) == columns and all(_lies_in(rows, name) for name in names):
+            return columns
+    return None
+
+
+def _lies_in(rows: list[Sequence[TaskResult]], name: str) -> bool:
+    """Whether a parameter is the same all along each row, or all down each column."""
+    values = [[result.params.get(name) for result in row] for row in rows]
+    return all(len(set(row)) == 1 for row in values) or all(row == values[0] for row in values)
+
+
+def _density(count: int, columns: int | None) -> str:
+    if columns:
+        return "matrix"
+    return "one" if count == 1 else "few" if count <= _FEW else "many"
 
 
 def _usual_ratio(results: Sequence[TaskResult]) -> str:

@@ -79,12 +79,12 @@ class Tags(HTMLParser):
 
 
 def test_a_picture_with_its_parameters_and_seed() -> None:
-    """Relative to the page, lazily loaded, of known shape."""
+    """Relative to the page, of known shape."""
     params: dict[str, Scalar] = {"6.text": "a cat", "3.cfg": 7.5}
     page = render_gallery(manifest(result(0, output("a b#1.png"), params=params, seed=42)))
     [image] = Tags(page).of("img")
     assert image["src"] == "./1-ab/00000-cd/a%20b%231.png"
-    assert (image["width"], image["loading"]) == ("640", "lazy")
+    assert image["width"] == "640"
     assert all(text in page for text in ("a cat", "7.5", "seed 42", "1.5 s"))
 
 
@@ -188,6 +188,21 @@ def test_what_is_the_same_everywhere_is_said_once() -> None:
     assert page.count("<dt>effect</dt>") == 3
 
 
+def test_a_matrix_keeps_its_rows() -> None:
+    """Columns are the innermost axis, on whatever width of screen has room for them."""
+
+    def columns(*params: dict[str, Scalar]) -> bool:
+        page = render_gallery(manifest(*(result(n, params=each) for n, each in enumerate(params))))
+        return 'class="grid matrix"' in page and "--columns: 3" in page
+
+    grid: list[dict[str, Scalar]] = [
+        {"photo": photo, "light": light, "steps": 20} for photo in "ab" for light in "xyz"
+    ]
+    assert columns(*grid)
+    assert not columns(*grid[:-1])
+    assert not columns(*reversed(grid[:3]), *grid[3:])
+
+
 def test_the_same_manifest_gives_the_same_bytes() -> None:
     """The page can be made again by whoever repairs a crash."""
     one = manifest(result(0, output("a.png"), params={"b": 1, "a": 2}))
@@ -209,4 +224,5 @@ def test_ten_thousand_tasks_make_a_page_that_can_still_be_opened() -> None:
     ]
     page = render_gallery(manifest(*tasks))
     assert len(page) < 10_000 * 900
+    assert sum("loading" not in image for image in Tags(page).of("img")) == 12
     assert "content-visibility: auto" in page

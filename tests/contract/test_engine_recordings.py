@@ -69,9 +69,12 @@ class TestReplay:
         assert replayed[name]["response_status"] == recorded["response_status"]
         assert _plain(replayed[name]["response"]) == _plain(recorded["response"])
 
-    def test_messages(self, name: str, replayed: dict[str, dict[str, Any]]) -> None:
-        """Every WebSocket message, in order."""
-        assert _plain(replayed[name]["ws_messages"]) == _plain(_recording(name)["ws_messages"])
+    def test_messages(self, server: Server, name: str, replayed: dict[str, dict[str, Any]]) -> None:
+        """Every WebSocket message, in order; several outputs of a real server run in a random one."""
+        got, recorded = (_plain(x["ws_messages"]) for x in (replayed[name], _recording(name)))
+        if not server.is_engine and name == "batch_and_preview":
+            got, recorded = (_without_order(messages) for messages in (got, recorded))
+        assert got == recorded
 
     def test_history(self, name: str, replayed: dict[str, dict[str, Any]]) -> None:
         """The history entry; none for a prompt that was refused."""
@@ -215,6 +218,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list) and len(value) == 5 and isinstance(value[2], dict):  # number, id, prompt, …
         return [0, "id", _plain(value[2]), _plain(value[3]), sorted(value[4])]
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _without_order(messages: list[Any]) -> list[str]:
+    """All but the progress, which tells of all nodes at once."""
+    return sorted(json.dumps(message) for message in messages if message["type"] != "progress_state")
 
 
 def _without_paths(message: str) -> str:

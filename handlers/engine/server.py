@@ -85,18 +85,28 @@ class EngineServer:
 
     def _work(self) -> None:
         """The worker thread: one prompt after the other."""
-        while True:
-            job, forget = self._queue.take()
-            if forget:
-                self._executor.forget_results()
-            if job is None and not forget:
-                return
-            if job is not None:
-                begun = time.perf_counter()
-                self._queue.finish(job, self._executor.run(job))
-                if job.client_id is not None:
-                    self._send("executing", {"node": None, "prompt_id": job.prompt_id}, job.client_id)
-                log.info("Prompt executed in %.2f seconds", time.perf_counter() - begun)
+        try:
+            while self._work_once():
+                pass
+        except BaseException:
+            # what a graph does is an outcome; this is a fault of ours, and a crash is seen where a queue
+            # that no longer moves is not
+            log.critical("the worker failed", exc_info=True)
+            os._exit(os.EX_SOFTWARE)
+
+    def _work_once(self) -> bool:
+        """Run the next prompt; False at the end."""
+        job, forget = self._queue.take()
+        if forget:
+            self._executor.forget_results()
+        if job is None:
+            return forget
+        begun = time.perf_counter()
+        self._queue.finish(job, self._executor.run(job))
+        if job.client_id is not None:
+            self._send("executing", {"node": None, "prompt_id": job.prompt_id}, job.client_id)
+        log.info("Prompt executed in %.2f seconds", time.perf_counter() - begun)
+        return True
 
     def _send(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
         """Hand a message to the event loop, from any thread."""

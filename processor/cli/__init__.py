@@ -100,6 +100,9 @@ def _help() -> str:
             "Example:",
             "  dropbatch drop portrait.json -n 20 --bucket b2://renders",
             "  dropbatch run --once --bucket b2://renders",
+            "",
+            "Exit codes:",
+            "  0 ok, 1 a job failed or is invalid, 2 usage, 3 settings, 4 store, 5 not found",
         ]
     )
 

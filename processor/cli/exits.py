@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from processor.errors import (
-    AccessDenied,
-    ConfigError,
-    DropbatchError,
-    JobInvalid,
-    StoreError,
-    StoreUnavailable,
-)
+from processor.errors import ConfigError, DropbatchError, InvalidKey, NotFound, StoreError, TooLarge
 
 
 class Exit(IntEnum):
@@ -25,7 +18,7 @@ class Exit(IntEnum):
     CONFIG = 3
     """The settings can't be used as they are."""
     STORE = 4
-    """The store is unreachable, or refuses."""
+    """The store is unreachable, refuses, or holds something else than it should."""
     NOT_FOUND = 5
     """There is no such job, file or key."""
     INTERNAL = 70
@@ -49,14 +42,12 @@ def exit_code(error: DropbatchError) -> Exit:
     match error:
         case ConfigError():
             return Exit.CONFIG
-        case NoSuchJob():
+        case NoSuchJob() | NotFound():
             return Exit.NOT_FOUND
         case UsageError():
             return Exit.USAGE
-        case StoreUnavailable() | AccessDenied():
-            return Exit.STORE
-        case JobInvalid():
+        case InvalidKey() | TooLarge():
             return Exit.FAILED
         case StoreError():
-            return Exit.NOT_FOUND
+            return Exit.STORE
     return Exit.FAILED

@@ -55,7 +55,7 @@ def command(
     values: dict[str, Any] = {"bucket": url}
     key: Credentials | None = None
     if url.startswith(("b2:", "s3:")):
-        key = _key(key_id)
+        key = _key(key_id, url)
         values |= _place(url, key, region, endpoint_url)
     values["zone"] = _asked(zone, "Time zone of the night", default=_zone_here())
     values["max_day_cost_usd"] = _cap(day_cap)
@@ -78,13 +78,18 @@ def _bucket_url(text: str, prefix: str | None) -> str:
     return text
 
 
-def _key(key_id: str | None) -> Credentials:
-    """The key from the environment, or asked for; it is used now and never stored."""
+def _key(key_id: str | None, url: str) -> Credentials | None:
+    """The key from the environment, or asked for; it is used now and never stored.
+
+    Without one, an S3 bucket is opened with what boto3 finds (a profile, an instance's role).
+    """
     from processor.config import Credentials, credentials
 
     found = credentials(os.environ)
     if found and key_id in (None, found.key_id):
         return found
+    if url.startswith("s3:") and key_id is None:
+        return None
     key_id = _asked(key_id, "Application key id", hint="set DROPBATCH_KEY_ID and DROPBATCH_KEY")
     if not sys.stdin.isatty():
         raise UsageError("no key", mend="Set DROPBATCH_KEY_ID and DROPBATCH_KEY")
@@ -92,11 +97,11 @@ def _key(key_id: str | None) -> Credentials:
     return Credentials(key_id, secret, source="asked")
 
 
-def _place(url: str, key: Credentials, region: str | None, endpoint_url: str | None) -> dict[str, str]:
+def _place(url: str, key: Credentials | None, region: str | None, endpoint_url: str | None) -> dict[str, str]:
     """Region and endpoint, as far as they have to stand in the file."""
     from processor.cli.regions import b2_endpoints, find_region
 
-    if url.startswith("b2:") and not region and not endpoint_url:
+    if url.startswith("b2:") and key and not region and not endpoint_url:
         parts = urlsplit(url)
         console.note("looking for the bucket's region")
         region = find_region(parts.netloc, parts.path.strip("/"), key, b2_endpoints())

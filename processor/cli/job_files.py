@@ -199,14 +199,11 @@ def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Pa
     """Upload what a job or its graph names by a path beside it, and name it by its key instead."""
     job = {"workflow": value} if is_api_export(value) else value
     inputs = dict(job.get("inputs", {}))
-    for name in _media_named(job.get("workflow")):
-        inputs.setdefault(name, name)
-    for name, source in list(inputs.items()):
+    named = {name: name for name in _media_named(job.get("workflow"))}
+    for name, source in (named | inputs).items():
         if local := _local(source, folder):
             inputs[name] = input_key(local)
             uploads[inputs[name]] = local
-        elif name not in job.get("inputs", {}):
-            del inputs[name]  # not here: it may be in the bucket, or the engine's own
     changed = {**job, "inputs": inputs} if inputs else dict(job)
     prompts = job.get("prompts")
     if isinstance(prompts, str) and (local := _local(prompts, folder)):
@@ -226,13 +223,19 @@ def _media_named(graph: object) -> Iterator[str]:
 
 
 def _local(source: str, folder: Path) -> Path | None:
+    """The file beside the job that `source` names, None if there is none.
+
+    Only below the job's own folder: a job file that came from elsewhere must not be able
+    to carry off any other file of this machine. `--input` takes files from anywhere.
+    """
     if "://" in source or "\0" in source:
         return None
-    path = folder / Path(source).expanduser()
+    path = folder / source
     try:
-        return path if path.is_file() else None
+        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
     except OSError:  # a name that is too long is no file
         return None
+    return path if inside else None
 
 
 def _prompts(path: Path, uploads: dict[str, Path]) -> list[str] | str:

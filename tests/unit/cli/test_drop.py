@@ -91,6 +91,25 @@ def test_local_files_go_up_and_are_named_by_key(
     assert second["inputs"] == {"cat.png": key, "far.png": "https://example.org/far.png"}
 
 
+def test_a_job_file_carries_off_nothing_else(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """Files outside its folder go up only when the person names them on the command line."""
+    secret, folder = tmp_path / "secret.png", tmp_path / "from-elsewhere"
+    secret.write_bytes(b"private")
+    folder.mkdir()
+    (folder / "link.png").symlink_to(secret)
+    wanted = {"a.png": str(secret), "b.png": "../secret.png", "c.png": "link.png"}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "../secret.png"}}, **GRAPH}
+    path = job_file("from-elsewhere/job.json", workflow=graph, inputs=wanted, prompts="../secret.png")
+    assert dropbatch("drop", path).code == 0
+    assert not (bucket / "inputs").exists()
+    assert dropped(bucket)[0]["inputs"] == wanted
+    assert dropbatch("drop", path, "--input", f"a.png={secret}").code == 0
+    [uploaded] = (bucket / "inputs").rglob("*.png")
+    assert uploaded.read_bytes() == b"private"
+
+
 def test_a_png_gives_the_graph_that_made_it(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
     """As ComfyUI embeds it; a picture without one is refused with a word."""
     made, plain = tmp_path / "made.png", tmp_path / "plain.png"

@@ -105,7 +105,7 @@ def test_fetch_names_files_for_people_and_checks_them(
     for picture in (bucket / "comfy_outputs" / finished["good"]).rglob("picture.png"):
         picture.write_bytes(b"changed")
     result = dropbatch("fetch", finished["good"], target)
-    assert result.code == 5
+    assert result.code == 4
     assert "its bytes are not those" in result.err
     assert [path.name for path in target.iterdir()] == [names[0]]
     assert (target / names[0]).stat().st_mtime_ns == before

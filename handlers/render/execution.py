@@ -27,6 +27,7 @@ class Execution:
         self._context = context
         self._settings = settings
         self._tag = new_tag()
+        self._names: dict[str, str] = {}
         self._output_dir = engine.server.directories.output if engine.server is not None else None
         self._log = engine.server.log if engine.server is not None else None
         self._begin()
@@ -39,6 +40,7 @@ class Execution:
         """
         try:
             with self._engine.inputs.placed(self._files(graph), self._download) as names:
+                self._names = names
                 placed = applied(graph, [*self._input_sets(graph, names), *prefix_sets(graph, self._tag)])
                 watching = Watching(
                     self._context.stop, self._context.progress, self._begin, self._work.timeout_s
@@ -49,6 +51,8 @@ class Execution:
             return self._output(placed, verdict)
         except TaskFailed as error:
             self._judge_engine(error)
+            error.what = self._in_users_words(error.what)
+            error.details = [self._in_users_words(line) for line in error.details]
             error.log = self._log_text()
             raise
         finally:
@@ -61,7 +65,16 @@ class Execution:
         self._began = time.monotonic()
 
     def _log_text(self) -> str:
-        return self._log.since(self._mark) if self._log is not None else ""
+        return self._in_users_words(self._log.since(self._mark)) if self._log is not None else ""
+
+    def _in_users_words(self, text: str) -> str:
+        """A text of the engine with the names that the user gave, not those we placed files under."""
+        if self._engine.server is not None:
+            folders = self._engine.server.directories
+            text = text.replace(f"{folders.input}/", "").replace(f"{folders.output}/", "")
+        for name, placed in self._names.items():
+            text = text.replace(placed, name)
+        return text.replace(f"{self._tag}/", "")
 
     def _output(self, graph: Graph, verdict: Verdict) -> TaskOutput:
         seconds = verdict.seconds if verdict.seconds is not None else time.monotonic() - self._began

@@ -36,7 +36,6 @@ _FOLDERS = {
     "upscale_models": "upscale_model",
 }
 _FILES = {"LoadVideo": "video", "VHS_LoadVideo": "video", "LoadAudio": "audio"}
-_MAX_DEPTH = 64
 
 
 def find_parameters(graph: Graph) -> dict[str, Parameter]:
@@ -65,12 +64,12 @@ def text_targets(graph: Graph, role: str) -> list[Target]:
     found: dict[Target, None] = {}
     for node in graph.values():
         for name in _role_inputs(node["inputs"], role):
-            for target in _follow(graph, node["inputs"][name], role, 0):
+            for target in _follow(graph, node["inputs"][name], role, set()):
                 found[target] = None
     if not found and role == "positive":
         encoders = [node_id for node_id, node in graph.items() if "TextEncode" in node["class_type"]]
         if len(encoders) == 1:
-            found.update(dict.fromkeys(_texts_of(graph, encoders[0], 0)))
+            found.update(dict.fromkeys(_texts_of(graph, encoders[0], set())))
     if role == "negative":
         # A ConditioningZeroOut of the positive text is no negative prompt of its own.
         for target in text_targets(graph, "positive"):
@@ -87,31 +86,36 @@ def _role_inputs(inputs: dict[str, Any], role: str) -> Iterator[str]:
         yield "conditioning"
 
 
-def _follow(graph: Graph, link: list[Any], role: str, depth: int) -> Iterator[Target]:
+def _follow(graph: Graph, link: list[Any], role: str, seen: set[str]) -> Iterator[Target]:
+    """Up the conditioning from a sampler to the texts; each node once, so circles end."""
     node = graph.get(link[0])
-    if node is None or depth > _MAX_DEPTH:
+    if node is None or link[0] in seen:
         return
+    seen.add(link[0])
     inputs = node["inputs"]
     if "TextEncode" in node["class_type"] or (
         is_link(inputs.get("clip")) and any(n in inputs for n in TEXT_INPUTS)
     ):
-        yield from _texts_of(graph, link[0], depth)
+        yield from _texts_of(graph, link[0], set())
     elif is_link(inputs.get(role)):
-        yield from _follow(graph, inputs[role], role, depth + 1)
+        yield from _follow(graph, inputs[role], role, seen)
     else:
         for name, value in inputs.items():
             if name.startswith("conditioning") and is_link(value):
-                yield from _follow(graph, value, role, depth + 1)
+                yield from _follow(graph, value, role, seen)
 
 
-def _texts_of(graph: Graph, node_id: str, depth: int) -> Iterator[Target]:
+def _texts_of(graph: Graph, node_id: str, seen: set[str]) -> Iterator[Target]:
+    if node_id in seen:
+        return
+    seen.add(node_id)
     inputs = graph[node_id]["inputs"]
     for name in TEXT_INPUTS:
         value = inputs.get(name)
         if isinstance(value, str):
             yield Target(node_id, name)
-        elif is_link(value) and value[0] in graph and depth <= _MAX_DEPTH:
-            yield from _texts_of(graph, value[0], depth + 1)
+        elif is_link(value) and value[0] in graph:
+            yield from _texts_of(graph, value[0], seen)
 
 
 def _plain_targets(graph: Graph) -> Iterator[tuple[str, Target]]:

@@ -73,9 +73,11 @@ def plan_render(
         )
     ]
     # Three layers: the workflow's own defaults, the job's overrides, each task's row.
-    base = applied(graph, [*defaults, *binder.overrides(job.overrides)])
+    overrides = binder.overrides(job.overrides)
+    base = applied(graph, [*defaults, *overrides])
     rows = _rows(job, context)
     task_sets = _task_sets(job, rows, binder, base)
+    _check_required(workflow, overrides, task_sets)
     raise_problems(_problems(base, task_sets, schema, settings, job.inputs))
 
     targets = _file_targets(base, schema, job.inputs)
@@ -205,6 +207,21 @@ def _task_sets(job: RenderJob, rows: list[Row], binder: Binder, base: Graph) -> 
             changes.extend(binder.bind(name, where=_place(job, name)).sets(value, where=_place(job, name)))
         sets.append(changes)
     return sets
+
+
+def _check_required(workflow: Workflow, overrides: list[Set], task_sets: list[list[Set]]) -> None:
+    """Refuse a job that leaves a placeholder standing in any of its tasks."""
+    everywhere = {(change.node, change.input) for change in overrides}
+    for name, parameter in workflow.parameters.items():
+        wanted = {tuple(target.split(".", 1)) for target in parameter.targets}
+        if parameter.required and not all(
+            wanted <= everywhere | {(change.node, change.input) for change in sets} for sets in task_sets
+        ):
+            raise JobInvalid(
+                f"this workflow needs {name!r}",
+                where="overrides",
+                mend=f'Add "overrides": {{"{name}": …}}. {parameter.description}'.rstrip(". "),
+            )
 
 
 def _place(job: RenderJob, name: str) -> str:

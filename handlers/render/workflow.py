@@ -34,9 +34,11 @@ from processor.errors import JobInvalid
 from processor.models import MAX_SEED, Gpu, Model, Name, Scalar
 from processor.records import ModelFile
 
-ParameterType = Literal["string", "int", "float", "bool", "seed", "file", "model"]
-"""`file`: a name in `inputs`, a store key or a URL. `model`: a file under `comfy_models/`."""
+ParameterType = Literal["string", "int", "float", "bool", "seed", "file", "model", "color"]
+"""`file`: a name in `inputs`, a store key or a URL. `model`: a file under `comfy_models/`.
+`color`: `#rrggbb`, or the number that nodes take."""
 
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,80}")
 
 
@@ -51,6 +53,8 @@ class Parameter(Model):
     max: float | None = None
     choices: list[Scalar] | None = None
     description: str = ""
+    required: bool = False
+    """What the graph holds is a placeholder: a job must set it."""
 
     def coerce(self, value: Any, *, where: str) -> Scalar:
         """The value as this parameter's type; texts from a CSV become numbers where they must.
@@ -86,6 +90,8 @@ class Workflow(Model):
     gpu: Gpu | None = None
     typical_seconds: float | None = Field(default=None, gt=0)
     """Of one task on `gpu`, once models are loaded."""
+    example: dict[str, Any] = {}
+    """Fields of a job that shows what it is for: what `dropbatch new` writes."""
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Self:
@@ -106,6 +112,10 @@ def coerce(value: Any, type_: str, *, where: str) -> Scalar:
             pass
         case (("string" | "file" | "model"), _):
             return str(value)
+        case "color", int() if not isinstance(value, bool) and 0 <= value <= 0xFFFFFF:
+            return value
+        case "color", str() if _COLOR.fullmatch(value):
+            return int(value[1:], 16)
         case "bool", bool():
             return value
         case "bool", str() if value.strip().casefold() in {
@@ -137,6 +147,7 @@ _WORDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
+    "color": "a colour like #d9532c",
 }
 
 

@@ -283,6 +283,8 @@ class TestFailures:
             bench.run_task(plan)
         assert caught.value.kind is ErrorKind.NODE_FAILED
         assert "node 1 LoadImage" in caught.value.what
+        assert "broken.png" in caught.value.what
+        assert "db-" not in caught.value.what
         assert caught.value.where == "1"
         assert bench.run_raw(image_graph()).files
 

@@ -18,7 +18,7 @@ from handlers.engine.planes import Plane, constant, scaled
 from handlers.engine.schema import Input, Node, Output
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "TGA", "PPM", "ICO", "QOI"]
-"""What is decoded. Not all that Pillow knows: some of its readers start other programs (EPS)."""
+"""What is decoded, where this Pillow can. Not all that Pillow knows: some readers start other programs."""
 
 _Source = TypeVar("_Source")
 
@@ -60,7 +60,8 @@ def validate(folders: Folders, *, image: str) -> bool | str:
 
 
 def _open(path: Path) -> Image.Image:
-    return Image.open(path, formats=FORMATS)
+    Image.init()  # else `OPEN` has only the commonest readers
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _forgiving(read: Callable[[_Source], Image.Image], source: _Source) -> Image.Image:

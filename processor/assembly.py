@@ -151,6 +151,8 @@ def policy_of(settings: Settings) -> Policy:
             "train": settings.train_timeout_s,
             "ingest": Policy().task_timeout_s["ingest"],
         },
+        settle_s=settings.settle_s,
+        dataset_deadline_s=settings.dataset_deadline_s,
         max_job_cost_usd=settings.max_job_cost_usd,
         max_day_cost_usd=settings.max_day_cost_usd,
     )

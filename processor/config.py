@@ -1,7 +1,8 @@
 """The settings: every default of the product, in one place, with its description.
 
 Precedence, first that says something: command-line flags, `DROPBATCH_*` environment
-variables, ComfyUI's own variables (`COMFYUI_URL`, `COMFYUI_DIR`, `COMFYUI_PYTHON`),
+variables, the engines' own variables (`COMFYUI_URL`, `COMFYUI_DIR`, `COMFYUI_PYTHON`,
+`AI_TOOLKIT_DIR`, `AI_TOOLKIT_PYTHON`),
 `dropbatch.toml` (in the current directory, or `--config`), the defaults below.
 Secrets come from the environment alone, see `credentials`.
 
@@ -119,9 +120,14 @@ class Settings(BaseSettings):
     # --- ticks and leases
     tick_s: float = Field(default=60, gt=0, description="Seconds between two looks at the inbox.")
     settle_s: float = Field(
-        default=600,
+        default=_POLICY.settle_s,
         ge=0,
         description="A dataset folder without `_READY` is complete once it has not changed for this long.",
+    )
+    dataset_deadline_s: float = Field(
+        default=_POLICY.dataset_deadline_s,
+        gt=0,
+        description="A dataset folder that is still not complete after this long is given up.",
     )
     lease_backend: LeaseBackend = Field(
         default="auto",
@@ -184,6 +190,15 @@ class Settings(BaseSettings):
         default=None,
         description="Its Python; that folder's own environment otherwise. Also `COMFYUI_PYTHON`.",
     )
+    ai_toolkit_dir: Path | None = Field(
+        default=None,
+        description="An ai-toolkit checkout that trains; without one trainings are rehearsed. "
+        "Also `AI_TOOLKIT_DIR`.",
+    )
+    ai_toolkit_python: Path | None = Field(
+        default=None,
+        description="Its Python; that folder's own environment otherwise. Also `AI_TOOLKIT_PYTHON`.",
+    )
     models_dir: Path | None = Field(
         default=None,
         description="Local copy of `comfy_models/`, filled on demand; `work_dir/models` otherwise.",
@@ -192,7 +207,11 @@ class Settings(BaseSettings):
         default=Path("~/.cache/dropbatch"), description="Scratch space for inputs, outputs and engine logs."
     )
     handlers: dict[str, str] = Field(
-        default={"render": "handlers.render:RenderHandler"},
+        default={
+            "render": "handlers.render:RenderHandler",
+            "train": "handlers.train:TrainHandler",
+            "ingest": "handlers.ingest:IngestHandler",
+        },
         description="Job kind → what runs it, as `module:name`.",
     )
 
@@ -247,12 +266,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (passed by name)
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The precedence: flags, environment, ComfyUI's own variables, the file."""
+        """The precedence: flags, environment, the engines' own variables, the file."""
         flags = init_settings()
         return (
             init_settings,
             env_settings,
-            InitSettingsSource(settings_cls, _comfyui_variables(os.environ)),
+            InitSettingsSource(settings_cls, _engine_variables(os.environ)),
             TomlConfigSettingsSource(settings_cls, flags.get("config_file")),
         )
 
@@ -360,9 +379,12 @@ def _file_values(path: Path | None) -> dict[str, Any]:
     return tomllib.loads(path.read_text("utf-8")) if path else {}
 
 
-def _comfyui_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = ("comfyui_url", "comfyui_dir", "comfyui_python")
-    return {name: value for name in names if (value := environ.get(name.upper()))}
+_ENGINE_VARIABLES = ("comfyui_url", "comfyui_dir", "comfyui_python", "ai_toolkit_dir", "ai_toolkit_python")
+"""Settings that are also read from a variable of their own name."""
+
+
+def _engine_variables(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name in _ENGINE_VARIABLES if (value := environ.get(name.upper()))}
 
 
 def _refuse_secrets(path: Path) -> None:
@@ -386,7 +408,7 @@ def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[s
         where = "--" + name.replace("_", "-")
     elif variable in os.environ:
         where = variable
-    elif name.upper() in os.environ and name.startswith("comfyui_"):
+    elif name.upper() in os.environ and name in _ENGINE_VARIABLES:
         where = name.upper()
     else:
         where = ": ".join(part for part in (str(path or ""), first.path) if part) or None

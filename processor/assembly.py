@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pkgutil
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from processor.clock import StoreClock, SystemClock
 from processor.config import Settings, credentials, resolve_handlers
@@ -108,11 +109,22 @@ def open_leases(settings: Settings, store: Store) -> LeaseStore:
             from processor.leases.memory import MemoryLeases
 
             return MemoryLeases()
-    raise ConfigError(
-        "leases on a Modal Dict need the modal extra",
-        where="lease_backend",
-        mend="pip install 'dropbatch[modal]', then `dropbatch deploy`",
-    )
+        case "modal":
+            return _modal_leases(settings)
+    raise ConfigError(f"there is no lease backend {backend!r}", where="lease_backend")
+
+
+def _modal_leases(settings: Settings) -> LeaseStore:
+    """Leases on a Modal Dict, found by name as handlers are: this package never imports `infra`."""
+    try:
+        opened = pkgutil.resolve_name("infra.leases:open_leases")(settings)
+    except ImportError as error:
+        raise ConfigError(
+            f"leases on a Modal Dict need the modal extra ({error})",
+            where="lease_backend",
+            mend="pip install 'dropbatch[modal]'",
+        ) from error
+    return cast("LeaseStore", opened)
 
 
 def _best_backend(store: Store) -> Literal["directory", "store"]:

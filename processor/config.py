@@ -215,6 +215,11 @@ class Settings(BaseSettings):
         description="Job kind → what runs it, as `module:name`.",
     )
 
+    # --- modal
+    modal: dict[str, Any] = Field(
+        default={}, description="How it is deployed on Modal: the table `[modal]`, see docs/modal.md."
+    )
+
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is written."

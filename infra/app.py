@@ -1,0 +1,248 @@
+"""The app: what runs on Modal, and on what. Declarations only; what they do is imported.
+
+    modal deploy -m infra.app        (or `dropbatch deploy`, which shows the plan first)
+
+The settings are read from dropbatch.toml and the environment when this module is imported by a
+deploy, and travel with it: see `infra.settings`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import modal
+
+from infra import containers, dispatching, fleet, images, models, paths, ticking
+from infra.settings import DEPLOYED, deployment, in_container
+
+MINUTES = 60
+HOURS = 60 * MINUTES
+
+deployed = deployment()
+settings, options = deployed.settings, deployed.modal
+
+app = modal.App(options.app_name, include_source=False)
+
+told = modal.Secret.from_dict({DEPLOYED: deployed.baked()})
+bucket_key = modal.Secret.from_name(
+    options.bucket_secret, required_keys=["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+)
+slack = (
+    [modal.Secret.from_name(options.slack_secret, required_keys=["SLACK_BOT_TOKEN"])]
+    if options.slack_secret
+    else []
+)
+hugging_face = (
+    [modal.Secret.from_name(options.hf_secret, required_keys=["HF_TOKEN"])] if options.hf_secret else []
+)
+
+base = images.base()
+engine = images.comfyui() if options.engine == "comfyui" else base
+trainer = images.trainer() if options.engine == "comfyui" else base
+render_gpus = options.render_gpus if options.engine == "comfyui" else None
+train_gpus = options.train_gpus if options.engine == "comfyui" else None
+
+model_volume = modal.Volume.from_name(options.volume, create_if_missing=True, version=2)
+training_volume = modal.Volume.from_name(options.training_volume, create_if_missing=True, version=2)
+
+
+@app.function(
+    image=base,
+    secrets=[told, bucket_key],
+    volumes={paths.MODELS: model_volume},
+    cpu=2.0,
+    memory=2048,
+    timeout=6 * HOURS,
+    scaledown_window=30,
+    max_containers=1,
+    retries=0,
+)
+def pull(wanted: list[dict[str, Any]]) -> None:
+    """Bring models from the bucket to the Volume. One at a time: nobody else writes there."""
+    models.pull(in_container(deployed), wanted, commit=model_volume.commit, reload=model_volume.reload)
+
+
+@app.cls(
+    image=engine,
+    gpu=render_gpus,
+    secrets=[told, bucket_key, *slack],
+    volumes={paths.MODELS: model_volume},
+    cpu=4.0,
+    memory=16384,
+    timeout=fleet.timeout_s(settings, options, "render"),
+    startup_timeout=fleet.STARTUP_S,
+    min_containers=0,
+    max_containers=options.render_containers,
+    scaledown_window=options.render_scaledown_s,
+    enable_memory_snapshot=options.memory_snapshot,
+    retries=0,
+)
+@modal.concurrent(max_inputs=options.render_concurrency, target_inputs=max(1, options.render_concurrency - 1))
+class Renderer:
+    """Runs render tasks: one ComfyUI a container, the next task prepared while one renders."""
+
+    @modal.enter(snap=True)
+    def load(self) -> None:
+        self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
+        if options.comfyui_snapshot:
+            self.worker.warm()
+
+    @modal.enter()
+    def wake(self) -> None:
+        self.worker.warm()
+
+    @modal.method()
+    def run(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.worker.run(order)
+
+    @modal.exit()
+    def leave(self) -> None:
+        self.worker.close()
+
+
+@app.cls(
+    image=trainer,
+    gpu=train_gpus,
+    secrets=[told, bucket_key],
+    volumes={paths.BASE_MODELS: training_volume},
+    cpu=4.0,
+    memory=32768,
+    timeout=fleet.LONGEST_S,
+    startup_timeout=fleet.STARTUP_S,
+    min_containers=0,
+    max_containers=options.train_containers,
+    scaledown_window=options.train_scaledown_s,
+    retries=0,
+)
+class Trainer:
+    """Runs trainings, one a container; checkpoints go to the bucket while it trains."""
+
+    @modal.enter()
+    def load(self) -> None:
+        self.worker = containers.open_worker(deployed, "train", gpus=train_gpus or (), volume=training_volume)
+
+    @modal.method()
+    def run(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.worker.run(order)
+
+    @modal.exit()
+    def leave(self) -> None:
+        self.worker.close()
+
+
+@app.cls(
+    image=base,
+    secrets=[told, bucket_key],
+    cpu=2.0,
+    memory=4096,
+    timeout=fleet.timeout_s(settings, options, "ingest"),
+    max_containers=fleet.INGEST_CONTAINERS,
+    scaledown_window=30,
+    retries=0,
+)
+@modal.concurrent(max_inputs=fleet.INGEST_CONCURRENCY)
+class Ingester:
+    """Checks and archives dataset folders; no GPU."""
+
+    @modal.enter()
+    def load(self) -> None:
+        self.worker = containers.open_worker(deployed, "ingest")
+
+    @modal.method()
+    def run(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.worker.run(order)
+
+    @modal.exit()
+    def leave(self) -> None:
+        self.worker.close()
+
+
+pools = fleet.pools_of(deployed, render=Renderer, train=Trainer, ingest=Ingester)
+
+
+@app.function(
+    image=base,
+    secrets=[told, bucket_key, *slack],
+    cpu=1.0,
+    memory=1024,
+    timeout=24 * HOURS,
+    max_containers=options.dispatch_containers,
+    scaledown_window=30,
+    retries=0,
+)
+def dispatch(claims: list[dict[str, Any]]) -> dict[str, str | None]:
+    """Run a few claimed jobs to their end. A preempted one comes back with the same claims."""
+    machine, _ = containers.open_machine(deployed, pools, pull.remote)
+    try:
+        return dispatching.run_claims(machine, claims, limit_s=24 * HOURS - dispatching.WIND_DOWN_S)
+    finally:
+        machine.close()
+
+
+def _tick() -> dict[str, Any]:
+    machine, ours = containers.open_machine(deployed, pools, pull.remote)
+    try:
+        return ticking.tick_once(
+            machine,
+            ours,
+            spawn=dispatch.spawn,
+            backlog=lambda: dispatch.get_current_stats().backlog,
+        )
+    finally:
+        machine.close()
+
+
+@app.function(
+    image=base,
+    schedule=modal.Cron("* * * * *"),
+    secrets=[told, bucket_key, *slack],
+    cpu=0.25,
+    memory=512,
+    timeout=4 * MINUTES,
+    max_containers=2,
+    scaledown_window=2,
+    retries=0,
+)
+def tick() -> dict[str, Any]:
+    """Look at the inbox and hand over what is due. Seconds long; two at once are harmless."""
+    return _tick()
+
+
+@app.function(
+    image=base,
+    secrets=[told, bucket_key, *slack],
+    cpu=0.25,
+    memory=512,
+    timeout=4 * MINUTES,
+    max_containers=2,
+    scaledown_window=2,
+    retries=0,
+)
+def wake(delay_s: float = 0.0) -> dict[str, Any]:
+    """A tick out of turn, after a moment in which further news may come."""
+    time.sleep(delay_s)
+    return _tick()
+
+
+@app.function(
+    image=base,
+    schedule=modal.Cron(
+        f"{settings.night_start.minute} {settings.night_start.hour} * * *", timezone=settings.zone
+    ),
+    secrets=[told, bucket_key, *slack],
+    cpu=0.25,
+    memory=1024,
+    timeout=2 * HOURS,
+    max_containers=1,
+    scaledown_window=2,
+    retries=0,
+)
+def nightly() -> dict[str, Any]:
+    """Open the night at its first minute, then sweep what losing attempts left."""
+    summary = _tick()
+    machine, _ = containers.open_machine(deployed, pools, pull.remote)
+    try:
+        return summary | ticking.sweep_once(machine)
+    finally:
+        machine.close()

@@ -1,0 +1,64 @@
+"""Whether a container's GPU and engine are fit for another task."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from typing import Any, Final
+
+_SMI_TIMEOUT_S: Final = 20.0
+_MODELS: Final = re.compile(r"\b(T4|L40S|L4|A100|A10|H100|H200|B200)")
+
+
+def gpu_problem() -> str | None:
+    """What is wrong with the GPU; None if it answers, or if there is none here. Takes ~50 ms."""
+    name, problem = _ask_smi()
+    return None if name or problem is None else problem
+
+
+@cache
+def gpu_class() -> str | None:
+    """The GPU that this container got, in Modal's words; None without one."""
+    name, _ = _ask_smi()
+    return in_modals_words(name) if name else None
+
+
+def in_modals_words(name: str) -> str | None:
+    """`NVIDIA A100-SXM4-80GB` is an A100-80GB; None for what Modal doesn't have."""
+    found = _MODELS.search(name)
+    if found is None:
+        return None
+    if found[1] == "A100":
+        return "A100-80GB" if "80GB" in name else "A100-40GB"
+    return found[1]
+
+
+def engine_problem(handler: Any) -> str | None:
+    """What a handler that watches over an engine says of it; None if all is well."""
+    ask = getattr(handler, "problem", None)
+    return ask() if callable(ask) else None
+
+
+def _ask_smi() -> tuple[str, str | None]:
+    """The first GPU's name, and what went wrong if it could not be told."""
+    binary = shutil.which("nvidia-smi")
+    if binary is None:
+        return "", None
+    try:
+        done = subprocess.run(
+            [binary, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SMI_TIMEOUT_S,
+            env={},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"nvidia-smi: {error}"
+    name = done.stdout.strip().partition("\n")[0]
+    # A GPU that fell off the bus is named on stdout, with exit code 0 on some drivers.
+    if done.returncode != 0 or "error" in name.lower() or not name:
+        return "", (done.stderr.strip() or name or f"nvidia-smi ended with {done.returncode}")[:300]
+    return name, None

@@ -1,0 +1,119 @@
+"""The machine of `processor`, put together for a container without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Final
+
+import modal
+
+from infra.leases import open_leases
+from infra.settings import Deployment, in_container
+from processor import log as logs
+from processor.assembly import policy_of
+from processor.clock import StoreClock, SystemClock
+from processor.config import credentials, resolve_handlers
+from processor.events import Observer, ignore
+from processor.handler import Handler, Stores
+from processor.launch import Launcher
+from processor.leases.authority import Authority
+from processor.leases.lease import Leases
+from processor.machine import Machine, new_nonce
+from processor.store import Capabilities, Store, open_store
+
+_PROBE_AGAIN_S: Final = 24 * 3600.0
+
+
+def container_start(deployed: Deployment) -> Deployment:
+    """What every container does first: its own settings, and logs as JSON lines."""
+    ours = in_container(deployed)
+    logs.configure_from(ours.settings)
+    return ours
+
+
+def open_stores(deployed: Deployment) -> Stores:
+    """The buckets, with capabilities as some container found them in the last day.
+
+    A tick is a new process every minute; probing each time would be most of its cost.
+    """
+    settings = deployed.settings
+    notes = open_notes(deployed)
+    main = _open(deployed, notes, settings.store_url, "main")
+    models, datasets = settings.models_bucket, settings.datasets_bucket
+    return Stores(
+        main=main,
+        models=_open(deployed, notes, models, "models") if models else main,
+        datasets=_open(deployed, notes, datasets, "datasets") if datasets else main,
+    )
+
+
+def open_notes(deployed: Deployment) -> modal.Dict:
+    """The Dict of what may be forgotten."""
+    return modal.Dict.from_name(deployed.modal.notes_name, create_if_missing=True)
+
+
+def open_handlers(deployed: Deployment, stores: Stores) -> dict[str, Handler]:
+    """Every handler that the settings name, for planning; engines start only when tasks run."""
+    settings = deployed.settings
+    return {
+        kind: factory.configured(settings, stores) for kind, factory in resolve_handlers(settings).items()
+    }
+
+
+def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) -> Machine:
+    """A machine that claims, plans and commits here and runs its tasks on the launcher.
+
+    Raises:
+        StoreError: a bucket can't be reached or refuses.
+    """
+    settings = deployed.settings
+    stores, policy = open_stores(deployed), policy_of(settings)
+    clock, lease_store = StoreClock(SystemClock()), open_leases(settings)
+    return Machine(
+        stores=stores,
+        leases=Leases(lease_store, clock, lease_s=policy.lease_s, margin_s=policy.margin_s),
+        authority=Authority(stores.main, lease_store, clock, policy, nonce=new_nonce),
+        clock=clock,
+        launcher=launcher,
+        handlers=open_handlers(deployed, stores),
+        policy=policy,
+        observe=observe,
+        host=f"modal:{os.environ.get('MODAL_TASK_ID', 'local')}",
+    )
+
+
+def _open(deployed: Deployment, notes: modal.Dict, url: str, name: Any) -> Store:
+    settings = deployed.settings
+    key = credentials(os.environ, bucket=name)
+    note = f"capabilities/{url}"
+    known = _capabilities(notes.get(note))
+    store = open_store(
+        url,
+        endpoint_url=settings.endpoint_url,
+        region=settings.region,
+        key_id=key.key_id if key else None,
+        secret=key.key if key else None,
+        capabilities=known,
+    )
+    if known is None:
+        found = store.capabilities
+        value = {
+            "at": time.time(),
+            "versions": found.versions,
+            "put_if_absent": found.put_if_absent,
+            "atomic_put": found.atomic_put,
+            "missing_is_403": found.missing_is_403,
+        }
+        notes.put(note, json.dumps(value))
+    return store
+
+
+def _capabilities(note: str | None) -> Capabilities | None:
+    if note is None:
+        return None
+    known = json.loads(note)
+    if time.time() - known.pop("at") > _PROBE_AGAIN_S:
+        return None
+    return Capabilities(**known)

@@ -1,0 +1,35 @@
+"""Where a container keeps what: absolute paths, below one root.
+
+On Modal the root is `/`. A control plane on one machine gives each container a folder and names
+it in `DROPBATCH_MOUNT_ROOT` (docs/loopback.md).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path(os.environ.get("DROPBATCH_MOUNT_ROOT", "/"))
+
+SOURCE: Final = "/root"
+"""Our packages, as mounted."""
+MODELS: Final = "/models"
+"""The Volume with `comfy_models/` as its folders."""
+BASE_MODELS: Final = "/base_models"
+"""The Volume with models in diffusers format, and Hugging Face's cache."""
+COMFYUI: Final = "/root/comfy/ComfyUI"
+"""Where comfy-cli installs it."""
+AI_TOOLKIT: Final = "/opt/ai-toolkit"
+USER: Final = "/user"
+"""The Volume with the interactive ComfyUI's settings and workflows."""
+
+
+def here(path: str) -> Path:
+    """The path as this process sees it."""
+    return _ROOT / path.lstrip("/")
+
+
+def scratch() -> Path:
+    """Where this container may write: gone with it."""
+    return here("/tmp/dropbatch")  # noqa: S108 - a container's own, used by nobody else

@@ -1,0 +1,175 @@
+"""What a deploy is told: the table `[modal]` of dropbatch.toml, and how it reaches containers.
+
+At deploy the settings are read from dropbatch.toml and the environment, as every command
+reads them, and put into the containers' environment as one JSON document. No secret is in it:
+those are Modal Secrets. This module knows nothing of `modal` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from infra import paths
+from infra.gpus import parse
+from processor.errors import ConfigError
+from processor.models import Gpu, Model
+from processor.problems import find_problems
+
+if TYPE_CHECKING:
+    from processor.config import Settings
+
+DEPLOYED: Final = "DROPBATCH_DEPLOYED"
+"""The variable that holds the settings in a container."""
+
+_LOCAL: Final = ("comfyui_url", "comfyui_dir", "comfyui_python", "models_dir", "work_dir", "log_format")
+"""Settings about the machine that deploys; a container has its own."""
+
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
+Count = Annotated[int, Field(ge=0, le=1000)]
+Seconds = Annotated[int, Field(ge=2, le=3600)]
+
+
+class ModalSettings(Model):
+    """The table `[modal]`. docs/modal.md describes each."""
+
+    app_name: ObjectName = "dropbatch"
+    plan: Literal["starter", "team"] = "starter"
+    engine: Literal["comfyui", "builtin"] = "comfyui"
+    """`builtin` runs graphs without models on CPUs: to try it all out for cents."""
+
+    render_gpus: list[Gpu] = Field(default=["L40S", "A100-80GB"], min_length=1)
+    """The first that is free; a job's own `gpu` goes before."""
+    train_gpus: list[Gpu] = Field(default=["A100-80GB"], min_length=1)
+    render_containers: Count = 6
+    train_containers: Count = 2
+    render_concurrency: int = Field(default=3, ge=1, le=100)
+    """Tasks in one container: one renders, one is prepared, one uploaded."""
+    render_scaledown_s: Seconds = 60
+    train_scaledown_s: Seconds = 60
+    chunk_tasks: int = Field(default=1, ge=1, le=100)
+    """Small tasks sent together; a container lost then repeats them all."""
+    memory_snapshot: bool = True
+    comfyui_snapshot: bool = False
+    """Start ComfyUI before the snapshot is taken, without a GPU, and give it one afterwards."""
+
+    jobs_per_dispatch: int = Field(default=8, ge=1, le=100)
+    dispatch_containers: int = Field(default=4, ge=1, le=100)
+    claims_per_tick: int = Field(default=32, ge=1, le=1000)
+
+    api: bool = True
+    api_gpus: list[Gpu] = Field(default=["L40S"], min_length=1)
+    api_containers: Count = 1
+    api_min_containers: Count = 0
+    api_buffer_containers: Count = 0
+    api_scaledown_s: Seconds = 300
+    ui: bool = True
+    ui_gpu: Gpu = "L40S"
+    ui_idle_s: Seconds = 900
+    webhook: bool = False
+
+    bucket_secret: ObjectName = "b2-credentials"  # noqa: S105  (a name)
+    models_mount_secret: ObjectName = "b2-credentials"  # noqa: S105  (a name)
+    """For the mount of a models bucket that has a key of its own."""
+    slack_secret: ObjectName | None = None
+    hf_secret: ObjectName | None = None
+    webhook_secret: ObjectName = "dropbatch-webhook"  # noqa: S105  (a name)
+    mount_bucket: bool = False
+    """Mount the buckets as folders in the interactive ComfyUI."""
+    volume: ObjectName = "comfy-models"
+    training_volume: ObjectName = "training-data"
+    user_volume: ObjectName = "comfy-user"
+    models_limit_gb: float = Field(default=500, gt=0)
+    """The Volume's models that were not used for longest go beyond this."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ModalSettings:
+        for name in (*self.render_gpus, *self.train_gpus, *self.api_gpus, self.ui_gpu):
+            try:
+                parse(name)
+            except ConfigError as error:
+                raise ValueError(f"{error.what}. {error.mend}") from None
+        return self
+
+    @property
+    def leases_name(self) -> str:
+        return f"{self.app_name}-leases"
+
+    @property
+    def notes_name(self) -> str:
+        """The Dict of what may be forgotten: stop requests, webhook events, API jobs."""
+        return f"{self.app_name}-notes"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """All that a deploy was told."""
+
+    settings: Settings
+    modal: ModalSettings
+
+    def baked(self) -> str:
+        """As JSON, for the containers' environment; holds no secret."""
+        return json.dumps(
+            self.settings.model_dump(mode="json", exclude_defaults=True, exclude=set(_LOCAL)), sort_keys=True
+        )
+
+
+def modal_settings(settings: Settings) -> ModalSettings:
+    """The table `[modal]`.
+
+    Raises:
+        ConfigError: a key in it is wrong, with the nearest known name.
+    """
+    try:
+        return ModalSettings.model_validate(settings.modal)
+    except ValidationError as error:
+        first = find_problems(error, settings.modal, ModalSettings)[0]
+        raise ConfigError(first.what, where=f"[modal] {first.path}", mend=first.mend) from None
+
+
+@cache
+def deployment() -> Deployment:
+    """This process's deployment: in a container what was baked, else what the deploy would bake.
+
+    Raises:
+        ConfigError: the settings are wrong, or name no bucket.
+    """
+    from processor.config import load
+
+    baked = os.environ.get(DEPLOYED)
+    settings = _from_baked(baked) if baked else load()
+    if not settings.store_url.startswith(("b2:", "s3:")):
+        raise ConfigError(
+            "Modal can't reach a folder of this machine",
+            where="bucket",
+            mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
+        )
+    return Deployment(settings, modal_settings(settings))
+
+
+def _from_baked(baked: str) -> Settings:
+    from processor.config import load_without_file
+
+    given: dict[str, Any] = json.loads(baked)
+    return load_without_file(**given)
+
+
+def in_container(deployed: Deployment) -> Deployment:
+    """The settings as a container uses them: its own folders, its own ComfyUI."""
+    given = deployed.settings
+    changes: dict[str, Any] = {
+        "work_dir": paths.scratch(),
+        "models_dir": paths.here(paths.MODELS),
+        "log_format": "json",
+        # B2 has no put-if-absent: one lease store for all buckets that Modal works.
+        "lease_backend": "modal",
+    }
+    if deployed.modal.engine == "comfyui" and given.comfyui_dir is None and given.comfyui_url is None:
+        changes["comfyui_dir"] = paths.here(paths.COMFYUI)
+    return replace(deployed, settings=given.model_copy(update=changes))

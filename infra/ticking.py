@@ -1,0 +1,97 @@
+"""What the cron does: one tick, and its claims handed to dispatchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import structlog
+
+from infra.handover import to_json
+from infra.settings import Deployment
+from processor.attempt import Claim
+from processor.errors import StoreError
+from processor.log import unit_of_work
+from processor.machine import Machine
+from processor.sweep import sweep
+from processor.tick import tick
+
+if TYPE_CHECKING:
+    from processor.config import Settings
+
+log = structlog.get_logger(__name__)
+
+Spawn = Callable[[list[dict[str, Any]]], object]
+"""Starts a dispatcher for a group of claims."""
+
+
+def tick_once(
+    machine: Machine,
+    deployed: Deployment,
+    *,
+    spawn: Spawn,
+    backlog: Callable[[], int],
+) -> dict[str, Any]:
+    """Scan, claim, hand over. Seconds long; two at a time are harmless.
+
+    While groups of claims still wait for a dispatcher nothing more is claimed: a job in the
+    inbox keeps its place in the order, one in a queue would only let its lease run out.
+
+    Returns:
+        A summary, for the log and for whoever called by hand.
+    """
+    with unit_of_work("tick") as line:
+        waiting = backlog()
+        capacity = 0 if waiting else deployed.modal.claims_per_tick
+        # The local clock will do: a minute more or less of the night does not matter.
+        night = night_is_open(deployed.settings, datetime.now(ZoneInfo(deployed.settings.zone)))
+        report = tick(machine, capacity=capacity, night_open=night)
+        groups = list(grouped(report.claims, deployed.modal.jobs_per_dispatch))
+        for group in groups:
+            spawn([to_json(claim) for claim in group])
+        summary: dict[str, Any] = {
+            "claimed": len(report.claims),
+            "dispatches": len(groups),
+            "pending": report.pending,
+            "leased": report.leased,
+            "young": report.young,
+            "waiting": waiting,
+            "night": night,
+            "paused": report.paused,
+            "problem": report.problem,
+        }
+        line.add(**summary)
+        if report.problem:
+            log.error("tick.problem", why=report.problem, refused=report.refused)
+        return summary
+
+
+def sweep_once(machine: Machine) -> dict[str, Any]:
+    """Remove what losing attempts left; what can't be done today is done tomorrow."""
+    try:
+        report = sweep(machine)
+    except StoreError as error:
+        log.warning("sweep.not_finished", why=str(error))
+        return {"swept": None}
+    return {"swept": report.jobs, "removed": report.removed}
+
+
+def grouped(claims: Sequence[Claim], size: int) -> Iterator[Sequence[Claim]]:
+    """The claims in groups of at most `size`, spread evenly, in their order."""
+    count = -(-len(claims) // size) if claims else 0
+    for number in range(count):
+        yield claims[number::count]
+
+
+def night_is_open(settings: Settings, now: datetime) -> bool:
+    """Whether held nightly jobs may begin.
+
+    Args:
+        now: aware, in the zone of the settings.
+    """
+    start, end, time = settings.night_start, settings.night_end, now.time()
+    if start <= end:
+        return start <= time < end
+    return time >= start or time < end

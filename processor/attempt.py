@@ -57,10 +57,17 @@ class Trying:
     history: History = field(default_factory=History)
     begun: Attempt | None = None
     """As written to `attempt.json`; None until then."""
+    renewed: Lease | None = None
+    """The lease as last renewed; None before that."""
 
     @property
     def job_id(self) -> str:
         return self.claim.lease.job_id
+
+    @property
+    def lease(self) -> Lease:
+        """The lease with its newest end."""
+        return self.renewed or self.claim.lease
 
     @property
     def name(self) -> str:

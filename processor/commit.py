@@ -61,40 +61,77 @@ def commit(machine: Machine, lease: Lease, candidate: Manifest) -> Manifest:
     Returns:
         The manifest that stands, which may be another attempt's.
     Raises:
-        LeaseLost: nothing was elected or written by us.
+        LeaseLost: nothing was elected or written by us; or the drop was discarded meanwhile.
         ForeignAuthority: likewise.
     Cost: 2 requests and 1 of the lease store; 2 more if another attempt won.
     """
-    store, leases = machine.stores.main, machine.leases
+    store = machine.stores.main
     job_id = candidate.job_id
     data = dump(candidate)
     own_key = candidate_key(job_id, candidate.attempt)
     store.put(own_key, data, media_type=_JSON)
-    machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
-    if not leases.holds(lease):
-        raise LeaseLost("the lease ran out before the commit", where=job_id)
     vote: Record = {"nonce": candidate.attempt, "key": own_key, "sha256": hashlib.sha256(data).hexdigest()}
-    winner = leases.store.create(f"commit/{job_id}", vote)
-    manifest = candidate
+    winner = _elect(machine, lease, vote)
+    if not winner["key"]:
+        raise LeaseLost("the drop was discarded while it ran", where=job_id)
     if winner["nonce"] != candidate.attempt:
-        if (stands := standing(machine, job_id)) is not None:
-            return stands
-        data = read_bytes(store, str(winner["key"]), limit_bytes=machine.policy.max_record_bytes)
-        if hashlib.sha256(data).hexdigest() != winner["sha256"]:
-            raise StoreError("the elected manifest has changed since its election", where=str(winner["key"]))
-        manifest = Manifest.model_validate_json(data)
-    elif _may_be_forgotten(machine, lease, candidate) and (stands := standing(machine, job_id)) is not None:
+        return standing(machine, job_id) or enact(machine, job_id, winner)
+    if _may_be_forgotten(machine, lease, candidate) and (stands := standing(machine, job_id)) is not None:
         return stands
     store.put(manifest_key(job_id), data, media_type=_JSON)
+    return candidate
+
+
+def elect_none(machine: Machine, lease: Lease) -> Record:
+    """Elect that no manifest shall ever stand for a job; returns the vote that won.
+
+    Raises:
+        LeaseLost, ForeignAuthority: nothing was elected by us.
+    Cost: 1 request of the lease store.
+    """
+    return _elect(machine, lease, {"nonce": f"{lease.epoch}-{lease.nonce}", "key": "", "sha256": ""})
+
+
+def elected(machine: Machine, job_id: str) -> Record | None:
+    """The vote that won a job's election, if there was one; its `key` is "" where none shall stand.
+
+    Cost: 1 request of the lease store.
+    """
+    return machine.leases.store.read(_election(job_id))
+
+
+def enact(machine: Machine, job_id: str, winner: Record) -> Manifest:
+    """Make an elected manifest stand whose attempt may have died before it could.
+
+    Cost: 2 requests.
+    """
+    store, key = machine.stores.main, str(winner["key"])
+    data = read_bytes(store, key, limit_bytes=machine.policy.max_record_bytes)
+    if hashlib.sha256(data).hexdigest() != winner["sha256"]:
+        raise StoreError("the elected manifest has changed since its election", where=key)
+    manifest = Manifest.model_validate_json(data)
+    store.put(manifest_key(job_id), data, media_type=_JSON)
     return manifest
+
+
+def _elect(machine: Machine, lease: Lease, vote: Record) -> Record:
+    machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
+    if not machine.leases.holds(lease):
+        raise LeaseLost("the lease ran out before the commit", where=lease.job_id)
+    return machine.leases.store.create(_election(lease.job_id), vote)
+
+
+def _election(job_id: str) -> str:
+    return f"commit/{job_id}"
 
 
 def _may_be_forgotten(machine: Machine, lease: Lease, candidate: Manifest) -> bool:
     """Whether an election older than ours may have put a manifest there since we last looked.
 
     A first attempt looked right after it acquired the lease, and nobody else can have won
-    since, unless the lease store has lost an election along with the rest.
+    since, unless it slept so long that the sweep has come by, or the lease store has lost
+    an election along with the rest.
     """
-    if lease.epoch > 1 or candidate.drop.modified is None:
+    if lease.epoch > 1 or candidate.drop.modified is None or not machine.leases.holds(lease):
         return True
     return machine.authority.older_than_founding(candidate.drop.modified)

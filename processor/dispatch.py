@@ -6,15 +6,19 @@ done again, or found done, by whoever takes the job over.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 
 from processor.attempt import Claim, Trying
-from processor.commit import commit, matches, standing
+from processor.commit import commit, elected, enact, matches, standing
+from processor.discard import discard
 from processor.effects import run_effects
 from processor.errors import DropbatchError, ForeignAuthority, JobInvalid, LeaseLost, StoreError
 from processor.events import JobPlanned, JobReleased, JobSettled
 from processor.fanout import FanOut, FanOutResult, Interrupted
 from processor.history import adopt, read_history
+from processor.layout import AUTHORITY
 from processor.leases.lease import Lease
 from processor.log import Line, unit_of_work
 from processor.machine import Machine
@@ -23,13 +27,41 @@ from processor.peek import peek
 from processor.plan import copied_results, elect_plan
 from processor.records import Manifest, Outcome, Plan, TaskResult
 from processor.report import error_report
-from processor.settle import remove, settle
+from processor.settle import settle
 
 log = structlog.get_logger(__name__)
 
 
 class _Gone(Exception):
-    """The drop is no longer there to be run."""
+    """The drop is not there to be run, or not any more; nothing is left to do."""
+
+
+class _Replaced(Exception):
+    """A newer version of the drop stands: this one is not to be run."""
+
+
+def take_over(machine: Machine, handed: Claim) -> Claim | None:
+    """Continue, in this process, what another one claimed and handed over.
+
+    However often one claim is delivered, one of those who take it over gets it. The clock
+    is set by the store's first: this process has not ticked, and its own may be wrong.
+
+    Returns:
+        A claim to `process`, or None: somebody else has the job, or nothing could be known.
+        The job is found again once its lease has run out.
+    Cost: 2 requests and 3 of the lease store.
+    """
+    job_id = handed.lease.job_id
+    try:
+        sent_at = machine.clock.monotonic()
+        page = next(iter(machine.stores.main.list(AUTHORITY)))
+        machine.clock.sync(page.date, sent_at=sent_at)
+        machine.authority.check()
+        lease = machine.leases.acquire(job_id, nonce=machine.nonce(), heir_of=handed.lease)
+    except (StoreError, ForeignAuthority) as error:
+        log.warning("claim.not_taken_over", job_id=job_id, why=str(error))
+        return None
+    return replace(handed, lease=lease, peeked=None) if lease else None
 
 
 def process(machine: Machine, claim: Claim) -> Manifest | None:
@@ -76,9 +108,12 @@ def _give_back(machine: Machine, claim: Claim, error: Exception, line: Line) -> 
 
 
 def _settle_or_run(machine: Machine, claim: Claim) -> Manifest:
-    manifest = standing(machine, claim.lease.job_id)
+    manifest = standing(machine, claim.lease.job_id) or _elected(machine, claim)
     if manifest is None:
-        manifest = _run(machine, claim)
+        try:
+            manifest = _run(machine, claim)
+        except _Replaced:
+            return _discarded(machine, claim)
     elif not matches(manifest, claim.drop):
         raise StoreError(
             "the manifest that stands is of another drop; nothing is done",
@@ -90,14 +125,40 @@ def _settle_or_run(machine: Machine, claim: Claim) -> Manifest:
     return manifest
 
 
+def _elected(machine: Machine, claim: Claim) -> Manifest | None:
+    """The outcome that an earlier attempt got elected before it died, made to stand.
+
+    Cost: none for a first attempt, else 1 request of the lease store.
+    """
+    if claim.lease.epoch == 1:
+        return None
+    winner = elected(machine, claim.lease.job_id)
+    if winner is None:
+        return None
+    if not winner["key"]:
+        return _discarded(machine, claim)
+    return enact(machine, claim.lease.job_id, winner)
+
+
+def _discarded(machine: Machine, claim: Claim) -> Manifest:
+    manifest = discard(machine, claim.lease, claim.drop)
+    if manifest is None:
+        raise _Gone("superseded")
+    return manifest
+
+
 def _run(machine: Machine, claim: Claim) -> Manifest:
     trying = Trying(machine, claim, machine.clock.now())
     try:
-        candidate = _attempt(trying)
+        return _committed(trying)
     except (Interrupted, StoreError) as error:
         trying.give_back(str(error))
         raise
-    return commit(machine, claim.lease, candidate)
+
+
+def _committed(trying: Trying) -> Manifest:
+    candidate = _attempt(trying)  # renews the lease while it runs
+    return commit(trying.machine, trying.lease, candidate)
 
 
 def _attempt(trying: Trying) -> Manifest:
@@ -134,8 +195,9 @@ def _read_drop(machine: Machine, claim: Claim) -> JobBase:
     )
     if peeked.problem is not None:
         raise peeked.problem
+    if peeked.state == "superseded":
+        raise _Replaced
     if peeked.job is None:
-        remove(machine, claim.drop)
         raise _Gone(peeked.state)
     return peeked.job
 
@@ -147,6 +209,7 @@ def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
     try:
         fanned = fan_out.run(results)
     finally:
+        trying.renewed = fan_out.lease
         trying.write_log(fan_out.log)
     ordered = [result for _, result in sorted(fanned.results.items())]
     return trying.manifest(_verdict(plan, fanned), results=ordered, engine=fanned.engine)

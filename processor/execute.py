@@ -14,13 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
+from processor.clock import Clock, SystemClock
 from processor.errors import ErrorKind, StoreError
 from processor.handler import Handler, LocalFile, Progress, Stop, Stores, TaskContext, TaskOutput, Work
 from processor.layout import execution_prefix, result_key
@@ -31,6 +32,7 @@ from processor.store import Store
 
 log = structlog.get_logger(__name__)
 
+_SYSTEM_CLOCK = SystemClock()
 _SMALL_BYTES = 8 * 1024 * 1024
 """Files up to this size are read once, for hash and upload alike; larger ones are streamed."""
 
@@ -44,17 +46,46 @@ class Execution:
     engine: dict[str, Scalar] = field(default_factory=dict)
 
 
+class Limits(Protocol):
+    """Sets a stop when a deadline passes: `Watchdog`, or a simulation's."""
+
+    def limit(self, stop: Stop, timeout_s: float) -> AbstractContextManager[None]: ...
+
+
+def new_tag() -> str:
+    """Names one execution, so that no two of a task share a key."""
+    return secrets.token_hex(4)
+
+
+@contextmanager
+def private_directory(parent: Path) -> Iterator[Path]:
+    """A new empty directory, removed with all that is in it when the block ends."""
+    parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+Workdir = Callable[[Path], AbstractContextManager[Path]]
+"""Makes an execution's own directory under the one given, for as long as it runs."""
+
+
 def execute(
     handler: Handler,
     work: Work,
     stores: Stores,
     *,
     stop: Stop,
-    watchdog: Watchdog,
+    watchdog: Limits,
     progress: Callable[[Progress], None],
     work_dir: Path,
     gpu: str | None,
     usd_per_s: float,
+    clock: Clock = _SYSTEM_CLOCK,
+    tag: Callable[[], str] = new_tag,
+    workdir: Workdir = private_directory,
 ) -> Execution:
     """Run one task to a result. Never raises: a failure is a result, too.
 
@@ -63,26 +94,25 @@ def execute(
 
     Cost: 1 request per file and 1; a transient failure writes nothing.
     """
-    tag = secrets.token_hex(4)
-    started_at, began = datetime.now(UTC), time.monotonic()
+    execution = tag()
+    started_at, began = clock.now(), clock.monotonic()
     output = TaskOutput(files=[], seconds=0.0)
     files: list[OutputFile] = []
     error: ErrorReport | None = None
-    workdir = Path(tempfile.mkdtemp(prefix=f"{work.task.index:05d}-", dir=_made(work_dir)))
     try:
-        with watchdog.limit(stop, work.timeout_s):
-            stop.check()
-            deadline = began + work.timeout_s
-            output = handler.run(work, TaskContext(workdir, stores, stop, deadline, progress))
-        prefix = execution_prefix(work.job_id, work.attempt, work.task.index, tag)
-        files = [upload(stores.main, prefix, file) for file in output.files]
+        with workdir(work_dir) as directory:
+            with watchdog.limit(stop, work.timeout_s):
+                stop.check()
+                deadline = began + work.timeout_s
+                output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
+            prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
+            files = [upload(stores.main, prefix, file) for file in output.files]
     except Exception as failure:
         error = error_report(failure)
+        output = TaskOutput(files=[], seconds=0.0, log=getattr(failure, "log", ""))
         if error.kind is ErrorKind.INTERNAL:
             log.exception("task.defect", job_id=work.job_id, task=work.task.index)
-    finally:
-        shutil.rmtree(workdir, ignore_errors=True)
-    seconds = output.seconds if error is None else time.monotonic() - began
+    seconds = output.seconds if error is None else clock.monotonic() - began
     result = TaskResult(
         index=work.task.index,
         hash=work.task.hash,
@@ -92,12 +122,12 @@ def execute(
         seed=work.task.seed,
         error=error,
         attempt=work.attempt,
-        execution=tag,
+        execution=execution,
         tries=work.tries,
         started_at=started_at,
         seconds=round(seconds, 3),
         gpu=work.gpu or gpu,
-        cost_usd=round((time.monotonic() - began) * usd_per_s, 6),
+        cost_usd=round((clock.monotonic() - began) * usd_per_s, 6),
         data=output.data,
     )
     return Execution(_recorded(stores.main, work, result), output.log, output.engine)
@@ -215,8 +245,3 @@ def _dimensions(file: LocalFile) -> tuple[int | None, int | None]:
             return image.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         return None, None
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

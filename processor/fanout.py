@@ -53,7 +53,8 @@ class FanOut:
         plan: Plan,
     ) -> None:
         self._machine = machine
-        self._lease = claim.lease
+        self.lease = claim.lease
+        """As last renewed."""
         self._attempt = attempt
         self._job = job
         self._plan = plan
@@ -167,7 +168,9 @@ class FanOut:
 
     def _wait_s(self) -> float:
         now = self._machine.clock.monotonic()
-        due = min(self._renew_at, self._poll_at, *(entry[0] for entry in self._again[:1]))
+        # Once cancelled nothing is polled for any more: its time, long past, must not count.
+        polled = [] if self._cancelled else [self._poll_at]
+        due = min([self._renew_at, *polled, *(entry[0] for entry in self._again[:1])])
         # Short enough to notice a stop; the launcher's queue wakes us earlier for results.
         return min(max(0.0, due - now), 1.0)
 
@@ -178,10 +181,10 @@ class FanOut:
             return
         try:
             machine.authority.check()
-            self._lease = machine.leases.renew(self._lease)
+            self.lease = machine.leases.renew(self.lease)
             self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
         except StoreUnavailable:
-            if not machine.leases.holds(self._lease):
+            if not machine.leases.holds(self.lease):
                 run.cancel(ErrorKind.PREEMPTED)
                 raise LeaseLost("could not be renewed in time", where=self._plan.job_id) from None
             self._renew_at = machine.clock.monotonic() + min(5.0, machine.policy.renew_s)

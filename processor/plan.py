@@ -6,7 +6,7 @@ import hashlib
 
 from processor.attempt import Trying
 from processor.commit import standing
-from processor.errors import JobInvalid, StoreError
+from processor.errors import JobInvalid, NotFound, StoreError
 from processor.handler import PlanContext
 from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
@@ -49,9 +49,12 @@ def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> d
             continue
         prefix = execution_prefix(plan.job_id, attempt, result.index, result.execution)
         files = []
-        for file in result.files:
-            machine.stores.main.copy(file.key, prefix + file.name)
-            files.append(file.model_copy(update={"key": prefix + file.name}))
+        try:
+            for file in result.files:
+                machine.stores.main.copy(file.key, prefix + file.name)
+                files.append(file.model_copy(update={"key": prefix + file.name}))
+        except NotFound:
+            continue  # someone has removed the parent's file: that task is run again
         copied[result.index] = result.model_copy(
             update={"files": files, "attempt": attempt, "reused_from": parent, "cost_usd": 0.0}
         )

@@ -9,7 +9,7 @@ from processor.errors import NotFound, StoreError, VersionMismatch
 from processor.inbox import Drop
 from processor.layout import cancel_key, settled_prefix
 from processor.machine import Machine
-from processor.records import Manifest, Outcome
+from processor.records import DropRef, Manifest, Outcome, dump
 from processor.report import error_json
 
 
@@ -21,7 +21,7 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
 
     Args:
         cancelling: there is, or was, a request to cancel this job; it goes, too.
-    Cost: 2 requests; 1 more for an error report, 2 for a cancel request.
+    Cost: 2 requests; 1 more for an error report, 2 for a cancel request, 1 if the drop is gone.
     """
     store = machine.stores.main
     prefix = settled_prefix(manifest.outcome, manifest.finished_at, manifest.job_id)
@@ -30,7 +30,7 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
     try:
         copy = store.copy(drop.key, prefix + PurePosixPath(drop.key).name, version=drop.version)
     except NotFound:
-        pass  # an earlier pass got further than this before it died, or the user removed the drop
+        _leave_receipt(machine, drop, prefix)
     else:
         if copy.size_bytes != drop.size_bytes:
             raise StoreError(
@@ -39,6 +39,19 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
         remove(machine, drop)
     if cancelling or manifest.outcome is Outcome.CANCELLED:
         _drop_cancel_request(machine, cancel_key(manifest.job_id))
+
+
+def _leave_receipt(machine: Machine, drop: Drop, prefix: str) -> None:
+    """Stand in for a drop that its user removed or overwrote while it ran: the sweep and
+    `dropbatch status` find jobs by what was settled. Cost: 1 request, 2 if it is needed."""
+    store = machine.stores.main
+    try:
+        store.stat(prefix + PurePosixPath(drop.key).name)
+    except NotFound:
+        receipt = DropRef(
+            key=drop.key, version=drop.version, size_bytes=drop.size_bytes, modified=drop.modified
+        )
+        store.put(prefix + "receipt.json", dump(receipt), media_type="application/json")
 
 
 def remove(machine: Machine, drop: Drop) -> None:

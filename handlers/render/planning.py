@@ -17,6 +17,7 @@ from handlers.render.graph import (
     applied,
     is_link,
     named_files,
+    nearest,
     read_graph,
     seed_targets,
 )
@@ -168,13 +169,12 @@ def _as_workflow(value: Any, where: str) -> Workflow:
 
 
 def _no_workflow(reference: str, store: Store) -> JobInvalid:
-    from handlers.render.graph import nearest
-
-    keys = [entry.key for page in store.list(layout.WORKFLOWS) for entry in page.objects][:1000]
+    page = next(iter(store.list(layout.WORKFLOWS)))
+    theirs = [entry.key.removeprefix(layout.WORKFLOWS).removesuffix(".json") for entry in page.objects]
     return JobInvalid(
         f"there is no workflow {reference[:200]!r}",
         where="workflow",
-        mend=nearest(reference, [*ready_names(), *keys], what="workflows"),
+        mend=nearest(reference, [*ready_names(), *theirs], what="workflows"),
         kind=ErrorKind.INVALID,
     )
 

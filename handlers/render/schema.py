@@ -8,18 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import urllib3
-from urllib3.exceptions import HTTPError
-
+from handlers.render.api import Api
 from handlers.render.graph import Schema
 from handlers.render.settings import RenderSettings
 from processor import layout
-from processor.errors import ConfigError, NotFound
+from processor.errors import ConfigError, NotFound, TaskFailed
 from processor.store import Store, read_bytes
 
 _MAX_BYTES = 64 * 1024**2
 _STALE_S = 300.0
-_ASK_TIMEOUT_S = 10.0
 
 
 class SchemaSource:
@@ -84,14 +81,14 @@ def _from_file(path: Path) -> Schema:
 
 
 def _ask(url: str) -> Schema | None:
+    api = Api(url, connections=1)
     try:
-        response = urllib3.request(
-            "GET", f"{url.rstrip('/')}/object_info", timeout=_ASK_TIMEOUT_S, retries=False, redirect=False
-        )
-        return _checked(response.json()) if response.status == 200 else None
-    except (HTTPError, ValueError):
+        return _checked(api.object_info())
+    except (TaskFailed, ValueError):
         # An attached server that is down now may be up when the task runs.
         return None
+    finally:
+        api.close()
 
 
 def _from_store(store: Store) -> Schema | None:

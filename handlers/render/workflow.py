@@ -112,10 +112,8 @@ def coerce(value: Any, type_: str, *, where: str) -> Scalar:
             pass
         case (("string" | "file" | "model"), _):
             return str(value)
-        case "color", int() if not isinstance(value, bool) and 0 <= value <= 0xFFFFFF:
-            return value
-        case "color", str() if _COLOR.fullmatch(value):
-            return int(value[1:], 16)
+        case "color", _:
+            return _color(value, where=where)
         case "bool", bool():
             return value
         case "bool", str() if value.strip().casefold() in {
@@ -139,7 +137,7 @@ def coerce(value: Any, type_: str, *, where: str) -> Scalar:
             return float(value)
         case (("int" | "float"), str()):
             return _number(value, type_, where=where)
-    raise JobInvalid(f"expected {_WORDS[type_]}, got {value!r}", where=where)
+    raise _unexpected(type_, value, where)
 
 
 _WORDS = {
@@ -155,10 +153,22 @@ def _number(text: str, type_: str, *, where: str) -> Scalar:
     try:
         number = int(text) if type_ == "int" else float(text)
     except ValueError:
-        raise JobInvalid(f"expected {_WORDS[type_]}, got {text!r}", where=where) from None
+        raise _unexpected(type_, text, where) from None
     if not math.isfinite(number):
-        raise JobInvalid(f"expected {_WORDS[type_]}, got {text!r}", where=where)
+        raise _unexpected(type_, text, where)
     return number
+
+
+def _color(value: Any, *, where: str) -> int:
+    if isinstance(value, str) and _COLOR.fullmatch(value):
+        return int(value[1:], 16)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0xFFFFFF:
+        return value
+    raise _unexpected("color", value, where)
+
+
+def _unexpected(type_: str, value: Any, where: str) -> JobInvalid:
+    return JobInvalid(f"expected {_WORDS[type_]}, got {value!r}", where=where)
 
 
 def ready_names() -> list[str]:

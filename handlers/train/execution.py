@@ -1,0 +1,255 @@
+"""One training run, from its checkpoint or its beginning to published-ready files."""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from ruamel.yaml import YAML
+
+from handlers.train.base_models import BaseModels
+from handlers.train.checkpoints import (
+    OPTIMIZER,
+    WEIGHTS,
+    Checkpoint,
+    CheckpointStore,
+    Snapshot,
+    take_snapshot,
+)
+from handlers.train.curve import Curve
+from handlers.train.dataset_copy import copy_dataset
+from handlers.train.planning import Run
+from handlers.train.process import Child, scrubbed_environment
+from handlers.train.results import Results, finished_weights
+from handlers.train.settings import TrainSettings
+from handlers.train.trainlog import NanLoss, OptimizerSaved, Saved, Step, read_piece
+from handlers.train.uploads import Uploader
+from handlers.train.verdict import failure, nan_loss
+from processor.errors import ErrorKind, TaskFailed
+from processor.handler import Progress, TaskContext, TaskOutput, Work
+from processor.layout import execution_prefix
+
+_POLL_S: Final = 0.5
+_HEADROOM: Final = 1.2
+"""A step may take so much longer than those before it."""
+_FINISH_S: Final = 60.0
+"""Kept free before a deadline, to upload the last checkpoint."""
+_DRAIN_S: Final = 3600.0
+
+
+class Training:
+    """One execution of one task."""
+
+    def __init__(self, settings: TrainSettings, bases: BaseModels, work: Work, context: TaskContext) -> None:
+        self._settings = settings
+        self._bases = bases
+        self._work = work
+        self._context = context
+        self._run = Run.model_validate(work.task.payload)
+        self._home = context.workdir / "home"
+        self._dataset = context.workdir / "dataset"
+        self._output = context.workdir / "output"
+        self._folder = self._output / self._run.trainer_name
+        """Where the trainer saves. It takes every `<its name>*` in here for a checkpoint."""
+        prefix = execution_prefix(work.job_id, work.attempt, work.task.index, secrets.token_hex(4))
+        self._checkpoints = CheckpointStore(
+            context.stores.main,
+            job_id=work.job_id,
+            index=work.task.index,
+            task_hash=work.task.hash,
+            prefix=prefix,
+            keep=self._run.keep,
+        )
+        self._curve = Curve()
+        self._resumed: Checkpoint | None = None
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+        self._step = 0
+        self._seconds_per_step = 0.0
+        self._saved: Path | None = None
+        self._sampled: set[str] = set()
+
+    def run(self) -> TaskOutput:
+        """Train to the end.
+
+        Raises:
+            TaskFailed: with the kind that decides about a retry, which goes on from the
+                newest checkpoint; its `log` is the trainer's.
+        """
+        base = self._prepare()
+        config = self._write_config(base)
+        self._began = time.monotonic()
+        child = Child(
+            [str(self._settings.python), "run.py", str(config)],
+            cwd=self._settings.toolkit_dir or Path(),
+            env=scrubbed_environment(
+                self._home, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HOME=str(self._home / "hf")
+            ),
+        )
+        uploader = Uploader(self._checkpoints)
+        try:
+            self._follow(child, uploader)
+            seconds = time.monotonic() - self._began
+            if (error := failure(child.exit_code(), child.log)) is not None:
+                raise error
+            weights = finished_weights(self._folder, self._run)
+        except TaskFailed as error:
+            child.stop(self._settings.stop_grace_s)
+            uploader.close(self._settings.stop_grace_s)
+            error.log = child.log  # read where a failure is recorded
+            raise
+        finally:
+            child.stop(self._settings.stop_grace_s)
+        uploader.close(_DRAIN_S)
+        results = Results(self._run, self._curve, self._checkpoints, self._context.workdir / "results")
+        return results.output(
+            weights,
+            samples=self._folder / "samples",
+            config=config,
+            seconds=seconds,
+            total_seconds=self._seconds_before + seconds,
+            resumed_from=self._resumed.step if self._resumed else None,
+            log=child.log,
+        )
+
+    def _prepare(self) -> Path:
+        """Dataset, base model and checkpoint in their places. Returns the base model's folder."""
+        context, run = self._context, self._run
+
+        def progress(done: int, total: int) -> None:
+            context.stop.check()
+            context.progress(Progress("fetching the dataset", done, total))
+
+        self._home.mkdir()
+        self._folder.mkdir(parents=True)
+        copy_dataset(context.stores.datasets, run.dataset, run.fingerprint, self._dataset, progress=progress)
+        context.progress(Progress(f"fetching {run.base.name}", 0, 1))
+        base = self._bases.ensure(context.stores.models, run.base)
+        self._resume()
+        context.stop.check()
+        return base
+
+    def _resume(self) -> None:
+        """Lay out the newest whole checkpoint as the trainer looks for it.
+
+        It goes on from the newest file by change time, whatever its step, and dies of one
+        that is not whole: so there is exactly one.
+        """
+        staging = self._context.workdir / "checkpoint"
+        staging.mkdir()
+        record = self._checkpoints.restore(staging)
+        if record is None:
+            return
+        name = f"{self._run.trainer_name}_{record.step:09d}.safetensors"
+        (staging / WEIGHTS).rename(self._folder / name)
+        if (staging / OPTIMIZER).exists():
+            (staging / OPTIMIZER).rename(self._folder / OPTIMIZER)
+        self._resumed = record
+        self._curve = Curve(record.losses)
+        self._seconds_before = record.seconds
+        self._step = record.step
+
+    def _write_config(self, base: Path) -> Path:
+        """The config with this run's own paths: the only ones in it."""
+        process = {**self._run.process, "training_folder": str(self._output), "device": "cuda"}
+        process["model"] = {**process.get("model", {}), "name_or_path": str(base)}
+        process["datasets"] = [
+            {**dataset, "folder_path": str(self._dataset)} for dataset in process["datasets"]
+        ]
+        document = {
+            "job": "extension",
+            "config": {"name": self._run.trainer_name, "process": [process]},
+            "meta": {"name": "[name]", "version": "1.0"},
+        }
+        stream = io.BytesIO()
+        YAML(typ="safe", pure=True).dump(document, stream)
+        path = self._context.workdir / "config.yaml"
+        path.write_bytes(stream.getvalue())
+        return path
+
+    def _follow(self, child: Child, uploader: Uploader) -> None:
+        """Read the trainer's output until it ends."""
+        heard_at = time.monotonic()
+        while not child.ended:
+            self._context.stop.check()
+            line = child.next(_POLL_S)
+            if line is None:
+                if time.monotonic() - heard_at > self._settings.silence_s:
+                    raise TaskFailed(ErrorKind.CRASHED, "the trainer has been silent for too long")
+                continue
+            heard_at = time.monotonic()
+            self._hear(line, uploader)
+
+    def _hear(self, line: str, uploader: Uploader) -> None:
+        event = read_piece(line, self._run.trainer_name)
+        if isinstance(event, Step):
+            self._count(event)
+        elif isinstance(event, NanLoss):
+            raise nan_loss(self._step)
+        elif isinstance(event, Saved):
+            self._saved = self._folder / event.path.name
+        elif isinstance(event, OptimizerSaved) and self._saved is not None:
+            path, self._saved = self._saved, None
+            if path.stem != self._run.trainer_name:
+                self._keep(path, uploader)
+                self._stop_in_time()
+
+    def _count(self, step: Step) -> None:
+        self._step = step.done
+        if step.loss is not None:
+            if not math.isfinite(step.loss):
+                raise nan_loss(step.done)
+            if step.done < step.total:
+                self._curve.add(step.done, step.loss)
+        if step.seconds_per_step is not None:
+            self._seconds_per_step = step.seconds_per_step
+        stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
+        self._context.progress(Progress(stage, step.done, step.total))
+
+    def _keep(self, weights: Path, uploader: Uploader) -> None:
+        """Hand a finished save to the uploader."""
+        step = int(weights.stem.rpartition("_")[2])
+        folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
+        try:
+            take_snapshot(weights, self._folder / OPTIMIZER, folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)  # pruned by the trainer meanwhile
+            return
+        samples = [
+            path
+            for path in sorted((self._folder / "samples").glob("*.*"))
+            if path.is_file() and path.name not in self._sampled
+        ]
+        self._sampled.update(path.name for path in samples)
+        points = [point for point in self._curve.points if point[0] <= step]
+        seconds = self._seconds_before + time.monotonic() - self._began
+        uploader.add(Snapshot(step, folder, points, samples, seconds))
+
+    def _stop_in_time(self) -> None:
+        """Right after a checkpoint, stop if the next one would come too late or too dear."""
+        ahead = min(self._run.save_every, self._run.steps - self._step)
+        next_s = ahead * self._seconds_per_step * _HEADROOM
+        if time.monotonic() + next_s + _FINISH_S > self._context.deadline:
+            raise TaskFailed(
+                ErrorKind.TIMED_OUT,
+                f"stopped right after the checkpoint of step {self._step}: the next would come after the "
+                "time limit",
+                where="timeout_s",
+            )
+        cap_usd, usd_per_s = self._run.max_cost_usd, self._settings.usd_per_s
+        if cap_usd is None or not usd_per_s:
+            return
+        spent_s = self._seconds_before + time.monotonic() - self._began
+        if (spent_s + next_s) * usd_per_s > cap_usd:
+            raise TaskFailed(
+                ErrorKind.OVER_BUDGET,
+                f"stopped right after the checkpoint of step {self._step}: it has cost "
+                f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
+                where="max_cost_usd",
+                mend="Raise max_cost_usd, or lower steps or resolution",
+            )

@@ -1,0 +1,186 @@
+"""From a train job to its runs: dataset version, base model and config frozen, one task each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import Field
+
+from handlers.ingest.archive import load_dataset
+from handlers.ingest.records import Dataset
+from handlers.train.config import Process, own_base, preset_process, raw_base, raw_process, raw_trigger
+from handlers.train.options import read_options
+from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset
+from handlers.train.sampling import test_render
+from handlers.train.settings import TrainSettings
+from processor.datasets import is_dataset_name
+from processor.errors import JobInvalid
+from processor.expand import expand
+from processor.handler import PlanContext
+from processor.layout import BASE_MODELS, dataset_latest_key, slug
+from processor.models import Model, Scalar, TrainJob
+from processor.pointers import read_pointer
+from processor.records import Plan, Task, canonical_hash
+from processor.spelling import duration
+
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RAW_SECONDS_PER_STEP: Final = 2.0
+_RAW_GPU: Final = "A100-80GB"
+_DAY_S: Final = 24 * 3600.0
+
+BASE_MODEL: Final = "base_model"
+"""The one setting that is no trainer setting: another base of the preset's kind."""
+
+
+class Run(Model):
+    """A task's payload: one training run, all but the paths."""
+
+    trainer_name: str
+    """What the trainer calls it: the start of its files' names."""
+    lora: str
+    """The file's name once published, without suffix."""
+    process: dict[str, Any]
+    base: BaseModel
+    dataset: str
+    fingerprint: str
+    config_hash: str
+    trigger: str
+    steps: int = Field(ge=1)
+    save_every: int = Field(ge=1)
+    keep: int = Field(ge=1)
+    max_cost_usd: float | None = None
+    publish: str
+
+
+def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) -> Plan:
+    """Resolve a train job.
+
+    Raises:
+        JobInvalid: naming dataset, preset, setting or key, and the nearest known one.
+    Cost: 3 requests at most.
+    """
+    dataset = _dataset(job, context)
+    preset = _preset(job)
+    publish = _publish_name(job.publish or dataset.name)
+    trigger = job.trigger_word or (raw_trigger(job.config) if job.config else None) or dataset.name
+    rows = expand(job.sweep, draw_key=context.job_id, max_tasks=context.max_tasks)
+    tasks = []
+    for index, row in enumerate(rows):
+        process, base = _config(job, preset, row, trigger)
+        lora = f"{publish}-{context.job_id[-8:]}" + (f"-{index:02d}" if len(rows) > 1 else "")
+        config_hash = canonical_hash([process, base.name])
+        run = Run(
+            trainer_name=f"lora-{slug(publish)}",
+            lora=lora,
+            process=process,
+            base=base,
+            dataset=dataset.name,
+            fingerprint=dataset.fingerprint,
+            config_hash=config_hash,
+            trigger=trigger,
+            steps=process["train"]["steps"],
+            save_every=process["save"]["save_every"],
+            keep=process["save"].setdefault("max_step_saves_to_keep", 4),
+            max_cost_usd=job.max_cost_usd / len(rows) if job.max_cost_usd is not None else None,
+            publish=publish,
+        )
+        tasks.append(
+            Task(
+                index=index,
+                hash=canonical_hash([config_hash, dataset.name, dataset.fingerprint]),
+                params=row or {"dataset": dataset.name, "steps": run.steps},
+                payload=run.model_dump(mode="json"),
+                group=base.name,
+            )
+        )
+    emitted = [] if settings.rehearsal else test_render(job, preset, tasks[0], trigger)
+    return Plan(
+        job_id=context.job_id,
+        kind="train",
+        shared={
+            "dataset": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "preset": job.preset or (None if job.config else DEFAULT),
+            "trigger": trigger,
+            "publish": publish,
+            "sweep": len(rows) > 1,
+            "rehearsal": settings.rehearsal,
+            "emit": emitted,
+        },
+        tasks=tasks,
+        gpu=preset.gpu if preset else _RAW_GPU,
+        warnings=_warnings(job, preset, dataset, tasks, settings),
+    )
+
+
+def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
+    name, _, version = job.dataset.partition("/")
+    store = context.stores.datasets
+    if not is_dataset_name(name):
+        raise JobInvalid(f"{job.dataset!r} is no name of a dataset", where="dataset")
+    if not version:
+        pointer = read_pointer(store, dataset_latest_key(name))
+        if pointer is None:
+            raise JobInvalid(
+                f"there is no dataset {name!r}",
+                where="dataset",
+                mend=f"Drop its folder under inbox/datasets/{name}/ first",
+            )
+        version = str(pointer.facts["fingerprint"])
+    if re.fullmatch(r"[0-9a-f]{16}", version) is None:
+        raise JobInvalid(f"{version!r} is no version of a dataset: 16 hex digits", where="dataset")
+    dataset = load_dataset(store, name, version)
+    if dataset is None:
+        raise JobInvalid(f"dataset {name!r} has no version {version}", where="dataset")
+    return dataset
+
+
+def _preset(job: TrainJob) -> Preset | None:
+    if job.config is not None:
+        if job.preset is not None:
+            raise JobInvalid("give a preset or a full config, not both", where="config")
+        return None
+    return load_preset(job.preset or DEFAULT)
+
+
+def _config(
+    job: TrainJob, preset: Preset | None, row: Mapping[str, Scalar], trigger: str
+) -> tuple[Process, BaseModel]:
+    """Config and base model of one run."""
+    changes = {**job.settings, **row}
+    named = changes.pop(BASE_MODEL, None)
+    if preset is None:
+        config = job.config or {}
+        base = own_base(str(named), where=f"settings.{BASE_MODEL}") if named else raw_base(config)
+        return raw_process(config, changes, trigger=trigger), base
+    options = read_options(preset.settings, changes, where="settings")
+    base = own_base(str(named), where=f"settings.{BASE_MODEL}") if named else preset.base
+    return preset_process(preset, options, trigger=trigger), base
+
+
+def _publish_name(name: str) -> str:
+    """A file's name; what can't be one becomes a slug."""
+    return name if _FILE_NAME.fullmatch(name) else slug(name)
+
+
+def _warnings(
+    job: TrainJob, preset: Preset | None, dataset: Dataset, tasks: list[Task], settings: TrainSettings
+) -> list[str]:
+    found = []
+    if settings.rehearsal:
+        found.append(
+            "REHEARSAL: no trainer is configured (AI_TOOLKIT_DIR). All but the GPU step is done; "
+            "nothing is trained, nothing is published"
+        )
+    if preset is not None:
+        longest_s = max(task.payload["steps"] for task in tasks) * preset.seconds_per_step
+        found.append(f"Expected: about {duration(longest_s)} a run on {job.gpu or preset.gpu}")
+        if longest_s > _DAY_S:
+            found.append("A run takes more than a day: it is continued from its last checkpoint")
+        if any(file.kind == "video" for file in dataset.files) and not preset.video:
+            found.append(f"{preset.title} takes no videos; they are left out")
+    bases = {task.payload["base"]["name"] for task in tasks}
+    found.append(f"Base model: {', '.join(sorted(f'{BASE_MODELS}{base}' for base in bases))}")
+    return found

@@ -1,0 +1,58 @@
+"""The test render that follows a training: the same seeds with and without the LoRA."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any, Final
+
+from handlers.train.presets import Preset
+from processor.models import Matrix, RenderJob, SeedRange, TrainJob
+from processor.records import Task
+
+LORA: Final = "{lora}"
+"""Stands for the LoRA's file name in a test render that a person wrote."""
+
+_SEEDS: Final = SeedRange(start=1, count=3)
+
+
+def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) -> list[dict[str, Any]]:
+    """The render jobs to drop once the LoRA is published, as JSON; at most one.
+
+    The preset's own is emitted only if its workflow is among the ready ones.
+
+    Args:
+        task: the run whose LoRA is tested, the first of a sweep.
+    """
+    file = f"{task.payload['lora']}.safetensors"
+    if isinstance(job.sample, RenderJob):
+        return [_with_lora(job.sample.model_dump(mode="json", exclude_defaults=True), file)]
+    wanted = preset.test_render if preset is not None and job.sample else None
+    if wanted is None or not has_workflow(wanted.workflow):
+        return []
+    texts = {
+        name: value.replace("{trigger}", trigger) if isinstance(value, str) else value
+        for name, value in wanted.parameters.items()
+    }
+    render = RenderJob(
+        kind="render",
+        name=f"{task.payload['lora']} test",
+        workflow=wanted.workflow,
+        overrides={**texts, "lora": file},
+        matrix=Matrix(product={"strength": [0.0, 1.0]}),
+        seeds=_SEEDS,
+    )
+    return [render.model_dump(mode="json", exclude_defaults=True)]
+
+
+def has_workflow(name: str) -> bool:
+    """Whether a ready workflow of this name is installed."""
+    return (resources.files("workflows") / "render" / f"{name}.json").is_file()
+
+
+def _with_lora(value: Any, file: str) -> Any:
+    """A job with the LoRA's name wherever it asks for it."""
+    if isinstance(value, dict):
+        return {key: _with_lora(item, file) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_lora(item, file) for item in value]
+    return value.replace(LORA, file) if isinstance(value, str) else value

@@ -1,0 +1,55 @@
+"""What a train handler must be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from processor.config import Settings
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Where the trainer is and what it may use."""
+
+    base_dir: Path
+    """Base models, filled on demand from `models/` in the bucket or from Hugging Face."""
+    toolkit_dir: Path | None = None
+    """A checkout of ai-toolkit; None rehearses: everything but the GPU step."""
+    toolkit_python: Path | None = None
+    """Its Python; the checkout's own `.venv` or `venv` otherwise."""
+    usd_per_s: float = 0.0
+    """What a second on this GPU costs: a job's cost cap becomes a time by it."""
+    hugging_face: bool = True
+    """Whether base models may be downloaded."""
+    stop_grace_s: float = 10.0
+    """Between asking the trainer to end and ending it; what it saved is uploaded meanwhile."""
+    silence_s: float = 3600.0
+    """A trainer that prints nothing for so long hangs."""
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.toolkit_dir is None
+
+    @property
+    def python(self) -> Path:
+        """The trainer's interpreter."""
+        if self.toolkit_python is not None:
+            return self.toolkit_python
+        candidates = [(self.toolkit_dir or Path()) / name / "bin" / "python" for name in (".venv", "venv")]
+        return next((path for path in candidates if path.exists()), Path("python3"))
+
+
+def train_settings(settings: Settings) -> TrainSettings:
+    """The part of the product's settings that a train handler needs."""
+    toolkit = settings.ai_toolkit_dir
+    python = settings.ai_toolkit_python
+    return TrainSettings(
+        base_dir=settings.scratch_path / "base_models",
+        toolkit_dir=toolkit.expanduser().absolute() if toolkit else None,
+        # Not resolved: a virtual environment's interpreter is a link, and is known by its own path.
+        toolkit_python=Path(os.path.abspath(python.expanduser())) if python else None,  # noqa: PTH100
+    )

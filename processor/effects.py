@@ -16,6 +16,7 @@ from processor.ingestion import ingested
 from processor.layout import gallery_key
 from processor.machine import Machine
 from processor.models import Job
+from processor.publishing import published
 from processor.records import Manifest, Outcome
 
 Effect = Callable[[Machine, Manifest], None]
@@ -45,7 +46,7 @@ def emit(machine: Machine, manifest: Manifest) -> None:
         drop(machine, job, parent=manifest.job_id, name=name)
 
 
-EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested)
+EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested, published)
 """In this order."""
 
 

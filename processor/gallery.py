@@ -116,22 +116,22 @@ def render_gallery(manifest: Manifest) -> str:
         "total": total,
         "not_run": max(0, total - len(results)),
         "warnings": manifest.plan.warnings if manifest.plan else [],
-        "common": [(name, _spell(value)) for name, value in common.items()],
+        "common": [(name, spell(value)) for name, value in common.items()],
         "density": _density(len(results), columns),
         "at_once": _AT_ONCE,
         "cards": [_card(manifest.job_id, result, common) for result in results],
         "source": manifest.drop.key,
-        "engine": " · ".join(f"{name} {_spell(value)}" for name, value in manifest.engine.items()),
+        "engine": " · ".join(f"{name} {spell(value)}" for name, value in manifest.engine.items()),
     }
     shape = f":root {{ --ratio: {_usual_ratio(results)}; --columns: {columns or 1}; }}"
-    css = _css("base.css", "job.css") + shape
-    return _page("job.html.j2", css, page=page)
+    css = styles("base.css", "job.css") + shape
+    return make_page("job.html.j2", css, page=page)
 
 
 def render_index(entries: Iterable[JobEntry], *, title: str, place: str) -> str:
     """A page of jobs, in the order given. Pure."""
-    return _page(
-        "index.html.j2", _css("base.css", "index.css"), entries=list(entries), title=title, place=place
+    return make_page(
+        "index.html.j2", styles("base.css", "index.css"), entries=list(entries), title=title, place=place
     )
 
 
@@ -142,7 +142,7 @@ def job_entry(manifest: Manifest, *, root: str = "", thumbnails: int = 4) -> Job
         folder + href
         for result in manifest.tasks
         for file in result.files
-        if _shown_as(file) == "image" and (href := _href(manifest.job_id, file.key))
+        if shown_as_of(file) == "image" and (href := file_href(manifest.job_id, file.key))
     ]
     facts = [f"{label.lower()} {value}" for label, value in _facts(manifest, _total(manifest))]
     return JobEntry(
@@ -176,12 +176,12 @@ def _facts(manifest: Manifest, total: int) -> list[tuple[str, str]]:
 def _card(job_id: str, result: TaskResult, common: dict[str, Scalar]) -> Card:
     tiles, links = [], []
     for file in result.files:
-        href, shown_as = _href(job_id, file.key), _shown_as(file)
+        href, shown_as = file_href(job_id, file.key), shown_as_of(file)
         if href and shown_as:
             tiles.append(Tile(shown_as, href, file.width, file.height))
         else:
             links.append(Link(href, file.name, size(file.size_bytes)))
-    params = [(name, _spell(value)) for name, value in result.params.items() if name not in common]
+    params = [(name, spell(value)) for name, value in result.params.items() if name not in common]
     facts = [f"seed {result.seed}"] if result.seed is not None else []
     if result.tries > 1:
         facts.append(f"{result.tries} tries")
@@ -251,7 +251,7 @@ def _usual_ratio(results: Sequence[TaskResult]) -> str:
         (file.width, file.height)
         for result in results
         for file in result.files
-        if file.width and file.height and _shown_as(file) == "image"
+        if file.width and file.height and shown_as_of(file) == "image"
     )
     if not shapes:
         return "3 / 2"
@@ -259,13 +259,13 @@ def _usual_ratio(results: Sequence[TaskResult]) -> str:
     return f"{int(width or 1)} / {int(height or 1)}"
 
 
-def _shown_as(file: OutputFile) -> ShownAs | None:
+def shown_as_of(file: OutputFile) -> ShownAs | None:
     shown_as = SHOWN.get(PurePosixPath(file.key).suffix.lower())
     kind = file.media_type.partition("/")[0]
     return shown_as if shown_as == kind and "svg" not in file.media_type else None
 
 
-def _href(job_id: str, key: str) -> str | None:
+def file_href(job_id: str, key: str) -> str | None:
     """A link from the job's page to one of its files; None for a key outside its folder."""
     prefix = job_prefix(job_id)
     if not key.startswith(prefix):
@@ -274,12 +274,12 @@ def _href(job_id: str, key: str) -> str | None:
     return "./" + quote(key[len(prefix) :])
 
 
-def _spell(value: Scalar) -> str:
+def spell(value: Scalar) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @cache
-def _css(*names: str) -> str:
+def styles(*names: str) -> str:
     return "".join((_TEMPLATES / name).read_text("utf-8") for name in names)
 
 
@@ -294,7 +294,7 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _page(template: str, css: str, **values: object) -> str:
+def make_page(template: str, css: str, **values: object) -> str:
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'sha256-{digest}'; "

@@ -12,11 +12,11 @@ import structlog
 from infra import paths
 from infra.fleet import Pools
 from infra.launcher import ModalLauncher
-from infra.leases import open_leases
 from infra.machine import build, container_start, open_notes, open_stores
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
 from infra.worker import Worker
+from processor.assembly import open_leases
 from processor.config import resolve_handlers
 from processor.errors import ConfigError
 from processor.events import Observer, ignore
@@ -42,13 +42,16 @@ def open_worker(
         ConfigError: no handler is configured for that kind.
     """
     ours = container_start(deployed)
-    stores, factories = open_stores(ours), resolve_handlers(ours.settings)
-    if kind not in factories:
+    named = ours.settings.handlers
+    if kind not in named:
         raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
+    # Only its own: the others' libraries need not be in this image.
+    (factory,) = resolve_handlers(ours.settings.model_copy(update={"handlers": {kind: named[kind]}})).values()
+    stores = open_stores(ours)
     return Worker(
-        factories[kind].configured(ours.settings, stores),
+        factory.configured(ours.settings, stores),
         stores,
-        StopWatch(StopNotes(open_notes(ours)), open_leases(ours.settings)),
+        StopWatch(StopNotes(open_notes(ours)), open_leases(ours.settings, stores.main)),
         default_gpu=next(iter(gpus), None),
         drain=modal.experimental.stop_fetching_inputs,
         reload_models=volume.reload if volume else lambda: None,

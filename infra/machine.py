@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import modal
 
-from infra.leases import open_leases
 from infra.settings import Deployment, in_container
 from processor import log as logs
-from processor.assembly import policy_of
+from processor.assembly import open_leases, policy_of
 from processor.clock import StoreClock, SystemClock
 from processor.config import credentials, resolve_handlers
 from processor.events import Observer, ignore
@@ -70,7 +69,7 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
     """
     settings = deployed.settings
     stores, policy = open_stores(deployed), policy_of(settings)
-    clock, lease_store = StoreClock(SystemClock()), open_leases(settings)
+    clock, lease_store = StoreClock(SystemClock()), open_leases(settings, stores.main)
     return Machine(
         stores=stores,
         leases=Leases(lease_store, clock, lease_s=policy.lease_s, margin_s=policy.margin_s),

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 DEPLOYED: Final = "DROPBATCH_DEPLOYED"
 """The variable that holds the settings in a container."""
 
-_LOCAL: Final = ("comfyui_url", "comfyui_dir", "comfyui_python", "models_dir", "work_dir", "log_format")
+_LOCAL: Final = (
+    *("comfyui_url", "comfyui_dir", "comfyui_python", "ai_toolkit_dir", "ai_toolkit_python"),
+    *("models_dir", "work_dir", "log_format"),
+)
 """Settings about the machine that deploys; a container has its own."""
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
@@ -167,9 +170,14 @@ def in_container(deployed: Deployment) -> Deployment:
         "work_dir": paths.scratch(),
         "models_dir": paths.here(paths.MODELS),
         "log_format": "json",
-        # B2 has no put-if-absent: one lease store for all buckets that Modal works.
-        "lease_backend": "modal",
     }
-    if deployed.modal.engine == "comfyui" and given.comfyui_dir is None and given.comfyui_url is None:
-        changes["comfyui_dir"] = paths.here(paths.COMFYUI)
+    if given.lease_backend != "store":
+        # B2 has no put-if-absent, and a folder here would be gone with the container.
+        changes["lease_backend"] = "modal"
+    if deployed.modal.engine == "comfyui":
+        # A container's own environment may say otherwise, as on a machine without the images.
+        if given.comfyui_dir is None and given.comfyui_url is None:
+            changes["comfyui_dir"] = paths.here(paths.COMFYUI)
+        if given.ai_toolkit_dir is None:
+            changes["ai_toolkit_dir"] = paths.here(paths.AI_TOOLKIT)
     return replace(deployed, settings=given.model_copy(update=changes))

@@ -28,6 +28,7 @@ _SICK: Final = frozenset(
     {ErrorKind.CRASHED, ErrorKind.UNAVAILABLE, ErrorKind.OUT_OF_MEMORY, ErrorKind.INTERNAL}
 )
 """Failures after which the container is looked at before it takes another task."""
+_MAX_STRIKES: Final = 3
 EXIT_GRACE_S: Final = 20.0
 """Modal kills 30 s after it has asked; the engine needs a few of those to end."""
 
@@ -60,6 +61,7 @@ class Worker:
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._busy = 0
+        self._strikes = 0
         self._checked_at = time.monotonic()
         self._seen_models: set[tuple[str, str]] = set()
 
@@ -134,13 +136,16 @@ class Worker:
 
     def _look_after(self, executions: list[Execution]) -> None:
         """Between tasks: is this container fit for the next? A sick one gets nothing more."""
-        failed = any(e.result.error is not None and e.result.error.kind in _SICK for e in executions)
+        kinds = {e.result.error.kind for e in executions if e.result.error is not None}
         now = time.monotonic()
         with self._lock:
-            if not failed and now - self._checked_at < _CHECK_EVERY_S:
+            self._strikes = self._strikes + 1 if kinds & _SICK else 0
+            if not self._strikes and now - self._checked_at < _CHECK_EVERY_S:
                 return
-            self._checked_at = now
+            self._checked_at, strikes = now, self._strikes
         problem = gpu_problem() or engine_problem(self._handler)
+        if problem is None and strikes >= _MAX_STRIKES:
+            problem = f"{strikes} failures in a row that other machines may not have"
         if problem is not None:
             log.error("container.sick", why=problem)
             self._drain()

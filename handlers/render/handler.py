@@ -60,6 +60,22 @@ class RenderHandler:
                 engine.api.free()
             return Execution(engine, work, context, self._settings).run(graph)
 
+    def warm(self) -> None:
+        """Start the engine before the first task comes.
+
+        Raises:
+            TaskFailed: it does not start.
+        """
+        with self._engines.use() as engine:
+            self._learn(engine)
+
+    def problem(self) -> str | None:
+        """What keeps the engine from working; None if it is well, or will be replaced anyway."""
+        engine = self._engines.current
+        if engine is None or engine.server is None or not engine.server.is_alive():
+            return None
+        return None if engine.server.is_healthy() else "the engine runs but does not answer"
+
     def close(self) -> None:
         self._engines.close()
 

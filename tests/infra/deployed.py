@@ -72,6 +72,8 @@ class Deployed:
             nonlocal ticks
             if set(self.keys("inbox/")) <= set(ignored):
                 return True
+            if any(container.inputs for container in self.loopback.containers("dispatch", state="running")):
+                return False
             self.tick()
             ticks += 1
             return False
@@ -98,6 +100,7 @@ def deployed(root: Path, endpoint_url: str, **modal_settings: Any) -> Iterator[D
         "DROPBATCH_LEASE_S": "20",
         "DROPBATCH_RENEW_S": "4",
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
+        "DROPBATCH_HANDLERS": '{"render": "handlers.render:RenderHandler"}',
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
     }
     with Loopback(root / "modal") as running:

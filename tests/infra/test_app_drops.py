@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from processor.records import Outcome
-from tests.acceptance.drops import graph
+from tests.acceptance.drops import EXAMPLES, IGNORED, graph
 from tests.infra.deployed import Deployed, deadline, deployed
 from tests.support.b2like import B2Like
+
+_MORE = 20
+"""Beside the thirty examples: small matrices, so that jobs of several tasks are among the fifty."""
 
 
 @pytest.fixture(autouse=True)
 def _deadline() -> Iterator[None]:
-    with deadline(200):
+    with deadline(240):
         yield
 
 
@@ -26,11 +32,45 @@ def here(tmp_path: Path, b2: B2Like) -> Iterator[Deployed]:
 
 
 def test_one_drop_becomes_pictures_and_a_manifest(here: Deployed) -> None:
-    """The smallest story, on a bucket that behaves as B2 does."""
+    """The smallest story, on a bucket that behaves as B2 does; nothing of it is left idle."""
     key = here.put_job("first", {"workflow": graph(), "matrix": {"1.color": [1, 2, 3]}})
     summary = here.tick()
     assert (summary["claimed"], summary["problem"]) == (1, None), here.loopback.logs()
     here.run_until_empty()
     manifest = here.manifests()[key]
     assert (manifest.outcome, len(manifest.tasks)) == (Outcome.DONE, 3)
+    assert manifest.attempts[0].host.startswith("modal:")
+    assert here.keys("done/")
+    here.check_whole()
+    assert here.tick()["claimed"] == 0
+
+
+def test_fifty_mixed_drops_end_as_they_deserve(here: Deployed) -> None:
+    """The thirty of the acceptance test and twenty matrices, two ticks at once: each drop has
+    one manifest with the outcome it deserves, and nothing else is left in the inbox."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
+    here.store.put("inputs/a.png", picture.getvalue())
+    for key in IGNORED:
+        here.store.put(key, b"not a job")
+    for example in EXAMPLES:
+        here.store.put(example.key, example.data)
+    more = [
+        here.put_job(f"more-{number}", {"workflow": graph(number), "matrix": {"1.width": [16, 24, 32]}})
+        for number in range(_MORE)
+    ]
+    together = [here.loopback.trigger("tick") for _ in range(2)]
+    claimed = sum(call.get(timeout=60)["claimed"] for call in together)
+    assert claimed > 16, "both ticks claim, and never the same"
+    here.run_until_empty(IGNORED, timeout_s=200)
+    manifests = here.manifests()
+    assert manifests.keys() == {example.key for example in EXAMPLES} | set(more)
+    for example in EXAMPLES:
+        manifest = manifests[example.key]
+        said = json.dumps(manifest.model_dump(mode="json")["error"], ensure_ascii=False)
+        assert (manifest.outcome, len(manifest.tasks)) == (example.outcome, example.tasks), said
+        assert example.says in said
+    assert all((manifests[key].outcome, len(manifests[key].tasks)) == (Outcome.DONE, 3) for key in more)
+    attempts = [manifest.attempts for manifest in manifests.values()]
+    assert max(map(len, attempts)) <= 1, "nothing was run twice"
     here.check_whole()

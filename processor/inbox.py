@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -46,6 +46,8 @@ class Drop:
     modified: datetime
     superseded: bool = False
     """A newer version, or a delete marker, stands above it."""
+    hidden: bool = False
+    """It is a delete marker that stands above it: its user took it back."""
 
     @property
     def emitted_id(self) -> str | None:
@@ -114,6 +116,19 @@ class Inbox:
     paused: bool = False
     ignored: int = 0
     ignored_sample: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
+    """Keys of which an older version is still there, since somebody runs it or a store failed.
+    What stands above stays until that is gone: settled first, it would uncover the older
+    one, which would then run."""
+    top: ObjectInfo | None = None
+    """While scanning: what stands at the key that is being listed."""
+
+    def may_be_pending(self, job_id: str) -> bool:
+        """Whether a drop of this job may wait here; some listings can't tell all ids."""
+        if self.nightly or self.pending > len(self.due):
+            return True
+        drops = [*self.due, *self.superseded]
+        return any(not (drop.version or drop.emitted_id) or drop.job_id == job_id for drop in drops)
 
 
 def scan(store: Store, *, keep: int, night_open: bool = False) -> Inbox:
@@ -158,6 +173,8 @@ def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[
     """Sort one page; yield the job files that are due now."""
     for item in objects:
         key = item.key
+        if item.latest:
+            found.top = item
         nightly = key.startswith(NIGHTLY)
         if (key.startswith(JOBS) or nightly or "/" not in key[len(INBOX) :]) and key.endswith(".json"):
             if is_marker(PurePosixPath(key).name):
@@ -165,7 +182,8 @@ def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[
             elif item.delete_marker:
                 found.litter.append(item)
             elif not item.latest:
-                found.superseded.append(_drop(item, superseded=True))
+                hidden = found.top is not None and found.top.key == key and found.top.delete_marker
+                found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
             elif nightly and not night_open:
                 found.nightly += 1
             else:
@@ -205,5 +223,5 @@ def _ignore(found: Inbox, key: str) -> None:
         found.ignored_sample.append(key)
 
 
-def _drop(item: ObjectInfo, *, superseded: bool = False) -> Drop:
-    return Drop(item.key, item.version, item.size_bytes, item.modified, superseded)
+def _drop(item: ObjectInfo) -> Drop:
+    return Drop(item.key, item.version, item.size_bytes, item.modified)

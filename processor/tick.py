@@ -10,7 +10,8 @@ from typing import Literal
 import structlog
 
 from processor.attempt import Claim
-from processor.errors import ForeignAuthority, StoreError
+from processor.discard import discard
+from processor.errors import DropbatchError, ForeignAuthority, StoreError
 from processor.events import JobClaimed
 from processor.folders import Look, look_at_folders
 from processor.inbox import Drop, Inbox, scan
@@ -80,6 +81,7 @@ def tick(
         report.problem = str(error)
         return report
     report.inbox, report.pending, report.paused = inbox, inbox.pending, inbox.paused
+    _discard_superseded(machine, inbox, busy)
     if not inbox.paused and capacity > 0 and not machine.stop.is_set():
         _claim(machine, inbox, report, capacity, busy)
         report.folders = look_at_folders(machine, inbox)
@@ -94,29 +96,41 @@ def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, bu
     for drop in inbox.due:
         if len(ready) >= capacity * _LOOKAHEAD:
             break
-        if drop.version and drop.job_id in busy:
-            continue
-        peeked = _peek(machine, drop)
-        if peeked is None or (peeked.drop.version and peeked.drop.job_id in busy):
-            continue
-        if peeked.state == "ready":
-            ready.append(peeked)
-        elif peeked.state in ("superseded", "withdrawn"):
-            _discard(machine, peeked.drop)
-        elif peeked.state == "young":
-            report.young += 1
-        else:
-            report.later += 1
+        if drop.key in inbox.held:
+            report.leased += 1
+        elif not (drop.version and drop.job_id in busy):
+            _look(machine, drop, report, ready)
     ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
     for peeked in ready:
         if len(report.claims) >= capacity or machine.stop.is_set():
             return
+        if peeked.drop.job_id in busy:
+            continue
         lease = _acquire(machine, peeked.drop)
         if lease is None:
             report.leased += 1
             continue
         machine.observe(JobClaimed(lease.job_id, peeked.drop.key))
-        report.claims.append(Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), peeked))
+        # What was read before somebody else had the job is out of date.
+        fresh = peeked if lease.epoch == 1 else None
+        report.claims.append(Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), fresh))
+
+
+def _look(machine: Machine, drop: Drop, report: TickReport, ready: list[Peeked]) -> None:
+    peeked = _peek(machine, drop)
+    if peeked is None:
+        return
+    match peeked.state:
+        case "ready":
+            ready.append(peeked)
+        case "superseded":
+            _discard(machine, drop)
+        case "young":
+            report.young += 1
+        case "later" | "elsewhere":
+            report.later += 1
+        case "withdrawn":
+            pass  # nothing is inferred from one answer; the next listing tells
 
 
 def _peek(machine: Machine, drop: Drop) -> Peeked | None:
@@ -136,35 +150,48 @@ def _acquire(machine: Machine, drop: Drop) -> Lease | None:
         return None
 
 
-def _tidy(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
-    """Remove what would otherwise lie about: superseded versions, stale cancel requests."""
+def _discard_superseded(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
+    """Remove versions that newer ones replaced, as far as nobody runs them."""
     for drop in inbox.superseded:
-        if drop.job_id not in busy:
-            _discard(machine, drop)
+        if drop.job_id in busy or not _discard(machine, drop):
+            inbox.held.add(drop.key)
+
+
+def _tidy(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
+    """Remove what would otherwise lie about: delete markers, stale cancel requests."""
     for item in inbox.litter:
-        _quietly(machine, item.key, item.version)
-    pending = {drop.job_id for drop in inbox.due if drop.version or drop.emitted_id}
+        if item.key not in inbox.held:
+            _quietly(machine, item.key, item.version)
     for job_id, request in inbox.cancels.items():
-        if job_id not in pending and job_id not in busy and inbox.date - request.modified > _STALE_CANCEL:
+        stale = inbox.date - request.modified > _STALE_CANCEL
+        if stale and job_id not in busy and not inbox.may_be_pending(job_id):
             _quietly(machine, request.key, request.version)
 
 
-def _discard(machine: Machine, drop: Drop) -> None:
+def _discard(machine: Machine, drop: Drop) -> bool:
     """Remove a version that a newer one replaced, unless somebody is running it.
 
-    Under its lease, so that nobody can begin it at the same time. Cost: 1 request and 2
-    of the lease store.
+    Under its lease, so that nobody can begin it at the same time.
+
+    Returns:
+        Whether it is gone.
+    Cost: 1 request and 3 of the lease store.
     """
     if not drop.version:
-        return  # without versions nothing of it is left
-    lease = _acquire(machine, drop)
-    if lease is None:
-        return
+        return True  # without versions nothing of it is left
     try:
-        remove(machine, drop)
+        if drop.emitted_id is not None and not drop.hidden:
+            remove(machine, drop)  # the same job stands above it, under the same id
+            return True
+        lease = machine.leases.acquire(drop.job_id, nonce=machine.nonce())
+        if lease is None:
+            return False
+        discard(machine, lease, drop)
         machine.leases.release(lease)
-    except StoreError as error:
+    except DropbatchError as error:
         log.warning("drop.not_discarded", key=drop.key, why=str(error))
+        return False
+    return True
 
 
 def _quietly(machine: Machine, key: str, version: str) -> None:

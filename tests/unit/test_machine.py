@@ -12,6 +12,7 @@ from processor.dispatch import process
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Remedy, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
+from processor.models import RenderJob
 from processor.records import Manifest
 from processor.run import run
 from processor.store.memory import MemoryStore
@@ -168,10 +169,9 @@ def _die_after_planning(machine: Any, claim: Any) -> None:
     from processor.plan import elect_plan
 
     trying = Trying(machine, claim, machine.clock.now())
-    assert claim.peeked.job is not None
     if trying.may_have_history:
         trying.begin()
-    elect_plan(trying, claim.peeked.job)
+    elect_plan(trying, RenderJob(kind="render", workflow="noop"))
 
 
 def test_a_later_attempt_adopts_what_an_earlier_one_finished(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
 
     out = console.out()
     axes = list(dict.fromkeys(axis for task in facts["first_tasks"] for axis in task["params"]))
-    seeded = any(task["seed"] is not None for task in facts["first_tasks"])
+    seeded = "seed" not in axes and any(task["seed"] is not None for task in facts["first_tasks"])
     if axes or facts["tasks"] > 1:
         rows = [
             [

@@ -9,8 +9,6 @@ import hashlib
 import heapq
 import itertools
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from processor.layout import execution_prefix, result_key
 from processor.models import Scalar
 from processor.records import ErrorReport, OutputFile, TaskResult, dump
 from processor.report import error_report
+from processor.scratch import scratch_folder
 from processor.store import Store
 
 log = structlog.get_logger(__name__)
@@ -57,17 +56,6 @@ def new_tag() -> str:
     return secrets.token_hex(4)
 
 
-@contextmanager
-def private_directory(parent: Path) -> Iterator[Path]:
-    """A new empty directory, removed with all that is in it when the block ends."""
-    parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 Workdir = Callable[[Path], AbstractContextManager[Path]]
 """Makes an execution's own directory under the one given, for as long as it runs."""
 
@@ -85,7 +73,7 @@ def execute(
     usd_per_s: float,
     clock: Clock = _SYSTEM_CLOCK,
     tag: Callable[[], str] = new_tag,
-    workdir: Workdir = private_directory,
+    workdir: Workdir = scratch_folder,
 ) -> Execution:
     """Run one task to a result. Never raises: a failure is a result, too.
 

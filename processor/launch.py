@@ -15,6 +15,7 @@ from processor.errors import ErrorKind
 from processor.events import Observer, TaskProgress, TaskStarted
 from processor.execute import Execution, Watchdog, execute
 from processor.handler import Handler, Progress, Stop, Stores, Work
+from processor.scratch import remove_abandoned
 
 
 class Run(Protocol):
@@ -89,6 +90,7 @@ class LocalLauncher:
         self._watchdog = Watchdog()
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
+        remove_abandoned(config.work_dir)
 
     def open(self, kind: str) -> Run:
         handler = self._handlers[kind]

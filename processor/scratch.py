@@ -1,0 +1,88 @@
+"""Scratch folders that outlive no process: what a killed one leaves, the next one removes.
+
+Each folder is locked for as long as it is used. The kernel drops the lock when the process
+ends, however it ends, so whoever can take it knows that the folder is nobody's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = "scratch-"
+"""Nothing else in the parent is ever touched."""
+_LOCK = ".scratch-lock"
+"""In the parent: whoever makes a folder and has not locked it yet holds this."""
+
+
+class ScratchFolder:
+    """A new empty folder of this process's own; close it to remove it and all that is in it.
+
+    Args:
+        parent: made if it is missing; on a local file system, where locks are kept.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        with _locked(parent):
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)).resolve()
+            self._handle: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Remove it. Idempotent."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(handle)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A `ScratchFolder` for the time of a block."""
+    folder = ScratchFolder(parent)
+    try:
+        yield folder.path
+    finally:
+        folder.close()
+
+
+def remove_abandoned(parent: Path) -> int:
+    """Remove the scratch folders whose processes are dead.
+
+    Returns:
+        How many.
+    """
+    if not parent.is_dir():
+        return 0
+    with _locked(parent):
+        dead = [(path, handle) for path in parent.glob(f"{_PREFIX}*") if (handle := _take(path)) is not None]
+    for path, handle in dead:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+    return len(dead)
+
+
+def _take(path: Path) -> int | None:
+    """An open handle of a folder that was locked by nobody, and is now by us."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)  # in use
+        else:
+            return handle
+    return None
+
+
+@contextmanager
+def _locked(parent: Path) -> Iterator[None]:
+    with (parent / _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from handlers.model_cache import paths_yaml
+from handlers.render import leftovers
 from handlers.render.api import Api
 from handlers.render.catalog import MODEL_FOLDERS
 from handlers.render.enginelog import EngineLog
@@ -98,8 +99,11 @@ class Server:
         self._settings = settings
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         settings.work_dir.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix="engine-", dir=settings.work_dir)).resolve()
+        leftovers.sweep(settings.work_dir.resolve())
+        root = Path(tempfile.mkdtemp(prefix=leftovers.PREFIX, dir=settings.work_dir)).resolve()
+        self._owned = leftovers.own(root)
         self.directories = Directories(root)
         self.log = EngineLog(settings.work_dir / "engine.log")
         self.api: Api
@@ -154,8 +158,10 @@ class Server:
         # The group may outlive its leader: nodes start processes of their own.
         _signal_group(process, signal.SIGKILL)
         process.wait()
+        if self._guard is not None:
+            leftovers.dismiss(self._guard)
         self.log.join(1.0)
-        self._process = None
+        self._process = self._guard = None
         if hasattr(self, "api"):
             self.api.close()
 
@@ -163,6 +169,7 @@ class Server:
         """Stop, and delete the private folders."""
         self.stop()
         shutil.rmtree(self.directories.root, ignore_errors=True)
+        self._owned.close()
 
     def _spawn(self, port: int) -> None:
         command, directory = engine_command(self._settings, self.directories, port)
@@ -179,6 +186,8 @@ class Server:
         except OSError as error:
             raise ConfigError(f"can't start the engine: {error.strerror}", where=command[0]) from None
         assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        leftovers.note_pid(self.directories.root, self._process.pid)
+        self._guard = leftovers.guard(self._process.pid)
         self.log.follow(self._process.stdout)
         self.api = Api(f"http://127.0.0.1:{port}")
         log.info("engine.start", engine=self._settings.engine, pid=self._process.pid, port=port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -76,8 +77,10 @@ def test_python_of_a_comfyui(tmp_path: Path) -> None:
 
 
 def test_folder_without_comfyui(tmp_path: Path) -> None:
+    server = Server(replace(builtin_settings(tmp_path), comfyui_dir=tmp_path), SystemClock())
     with pytest.raises(ConfigError, match=r"no main\.py"):
-        Server(replace(builtin_settings(tmp_path), comfyui_dir=tmp_path), SystemClock()).start()
+        server.start()
+    server.remove()
 
 
 def test_engine_that_ends_at_once(tmp_path: Path) -> None:
@@ -121,6 +124,40 @@ def is_running(pid: int) -> bool:
     command = [shutil.which("ps") or "ps", "-o", "stat=", "-p", str(pid)]
     state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return state != "" and not state.startswith("Z")
+
+
+def test_engine_of_a_killed_owner_is_ended(tmp_path: Path) -> None:
+    """`kill -9` of a runner ends its engine; the next start cleans up, and touches no living one."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from handlers.render.server import Server; from processor.clock import SystemClock\n"
+        "from tests.support.rendering import builtin_settings\n"
+        "server = Server(builtin_settings(Path(sys.argv[1])), SystemClock()); server.start()\n"
+        "print(server.pid, flush=True); sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[3],
+    )
+    with owner:
+        assert owner.stdout is not None
+        pid = next(int(line) for line in owner.stdout if line.strip().isdigit())
+        living = Server(builtin_settings(tmp_path), SystemClock())
+        engine_ended = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        owner.kill()
+        owner.wait()
+    if engine_ended is not None:
+        assert select.select([engine_ended], [], [], 10)[0]
+        os.close(engine_ended)
+    next_one = Server(builtin_settings(tmp_path), SystemClock())
+    assert not is_running(pid)
+    assert living.directories.root.is_dir()
+    living.remove()
+    next_one.remove()
+    assert list((tmp_path / "work").glob("engine-*")) == []
 
 
 def test_log_windows_and_progress_bars(tmp_path: Path) -> None:

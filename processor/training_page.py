@@ -158,7 +158,7 @@ def _samples(job_id: str, result: TaskResult) -> list[Sample]:
 
 
 def _loss(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
 def _chart(results: Sequence[TaskResult]) -> Chart | None:

@@ -8,9 +8,12 @@ brings along. Paths are not part of a config until a run puts in its own.
 from __future__ import annotations
 
 import copy
+import io
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+from ruamel.yaml import YAML
 
 from handlers.train.options import TrainOptions
 from handlers.train.presets import BaseModel, Preset, load_preset, preset_files
@@ -223,6 +226,18 @@ def raw_trigger(config: Mapping[str, Any]) -> str | None:
     """The trigger word that a full config has."""
     word = _only_process(config).get("trigger_word")
     return word if isinstance(word, str) and word else None
+
+
+def to_yaml(name: str, process: Process) -> bytes:
+    """A config file as the trainer reads it, of one process."""
+    document = {
+        "job": "extension",
+        "config": {"name": name, "process": [process]},
+        "meta": {"name": "[name]", "version": "1.0"},
+    }
+    stream = io.BytesIO()
+    YAML(typ="safe", pure=True).dump(document, stream)
+    return stream.getvalue()
 
 
 def _only_process(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import secrets
 import shutil
 import time
 from pathlib import Path
 from typing import Final
-
-from ruamel.yaml import YAML
 
 from handlers.train.base_models import BaseModels
 from handlers.train.checkpoints import (
@@ -21,6 +18,7 @@ from handlers.train.checkpoints import (
     Snapshot,
     take_snapshot,
 )
+from handlers.train.config import to_yaml
 from handlers.train.curve import Curve
 from handlers.train.dataset_copy import copy_dataset
 from handlers.train.planning import Run
@@ -110,7 +108,6 @@ class Training:
         return results.output(
             weights,
             samples=self._folder / "samples",
-            config=config,
             seconds=seconds,
             total_seconds=self._seconds_before + seconds,
             resumed_from=self._resumed.step if self._resumed else None,
@@ -161,15 +158,8 @@ class Training:
         process["datasets"] = [
             {**dataset, "folder_path": str(self._dataset)} for dataset in process["datasets"]
         ]
-        document = {
-            "job": "extension",
-            "config": {"name": self._run.trainer_name, "process": [process]},
-            "meta": {"name": "[name]", "version": "1.0"},
-        }
-        stream = io.BytesIO()
-        YAML(typ="safe", pure=True).dump(document, stream)
         path = self._context.workdir / "config.yaml"
-        path.write_bytes(stream.getvalue())
+        path.write_bytes(to_yaml(self._run.trainer_name, process))
         return path
 
     def _follow(self, child: Child, uploader: Uploader) -> None:

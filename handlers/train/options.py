@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from processor.errors import JobInvalid
-from processor.models import Model
+from processor.models import Model, Name
 from processor.problems import find_problems
 
 Side = Annotated[int, Field(ge=64, le=4096)]
@@ -24,6 +24,8 @@ _SAVED = {"bf16": "bf16", "fp16": "float16", "fp32": "float32"}
 class TrainOptions(Model):
     """The settings of one training run. A preset gives the defaults, a job changes them."""
 
+    base_model: Name | None = None
+    """Another base of the preset's kind: its folder under `models/` in the bucket."""
     steps: int = Field(default=2000, ge=1, le=200_000)
     lr: float = Field(default=1e-4, gt=0, le=1)
     rank: int = Field(default=16, ge=1, le=512)

@@ -30,9 +30,6 @@ _RAW_SECONDS_PER_STEP: Final = 2.0
 _RAW_GPU: Final = "A100-80GB"
 _DAY_S: Final = 24 * 3600.0
 
-BASE_MODEL: Final = "base_model"
-"""The one setting that is no trainer setting: another base of the preset's kind."""
-
 
 class Run(Model):
     """A task's payload: one training run, all but the paths."""
@@ -149,14 +146,14 @@ def _config(
     job: TrainJob, preset: Preset | None, row: Mapping[str, Scalar], trigger: str
 ) -> tuple[Process, BaseModel]:
     """Config and base model of one run."""
-    changes = {**job.settings, **row}
-    named = changes.pop(BASE_MODEL, None)
+    changes: dict[str, Any] = {**job.settings, **row}
+    where = "settings.base_model"
     if preset is None:
-        config = job.config or {}
-        base = own_base(str(named), where=f"settings.{BASE_MODEL}") if named else raw_base(config)
+        named, config = changes.pop("base_model", None), job.config or {}
+        base = own_base(str(named), where=where) if named else raw_base(config)
         return raw_process(config, changes, trigger=trigger), base
     options = read_options(preset.settings, changes, where="settings")
-    base = own_base(str(named), where=f"settings.{BASE_MODEL}") if named else preset.base
+    base = own_base(options.base_model, where=where) if options.base_model else preset.base
     return preset_process(preset, options, trigger=trigger), base
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.train.checkpoints import CheckpointStore
+from handlers.train.config import to_yaml
 from handlers.train.curve import Curve, draw_curve, thinned
 from handlers.train.planning import Run
 from handlers.train.verdict import unfinished
@@ -27,7 +28,6 @@ _MEDIA: Final = {
     "webm": "video/webm",
     "mp4": "video/mp4",
 }
-_PATH: Final = re.compile(r"(folder_path|training_folder|name_or_path): .*")
 _SHOWN_POINTS: Final = 200
 _ARCHITECTURES: Final = {
     "sd1": "stable-diffusion-v1",
@@ -78,7 +78,6 @@ class Results:
         weights: Path,
         *,
         samples: Path,
-        config: Path,
         seconds: float,
         total_seconds: float,
         resumed_from: int | None,
@@ -94,7 +93,7 @@ class Results:
             draw_curve(points, chart, title=f"{run.lora}: loss over {run.steps} steps")
             files.append(LocalFile(chart, chart.name, "image/png"))
         files += self._samples(samples)
-        files.append(self._text("config.yaml", _without_paths(config.read_text("utf-8")), "application/yaml"))
+        files.append(self._text("config.yaml", self._config(), "application/yaml"))
         files.append(self._text("losses.json", json.dumps(points), "application/json"))
         final = None if curve.last is None else round(curve.last, 6)
         data: dict[str, Any] = {
@@ -113,6 +112,12 @@ class Results:
             "text": f"{lora.name}: {run.steps} steps on {run.dataset} {run.fingerprint}, final loss {final}",
         }
         return TaskOutput(files, seconds, data=data, log=log, engine={"trainer": "ai-toolkit"})
+
+    def _config(self) -> str:
+        """The config as it is kept: this machine's paths say nothing elsewhere."""
+        run = self._run
+        model = {**run.process.get("model", {}), "name_or_path": run.base.repo or run.base.name}
+        return to_yaml(run.trainer_name, {**run.process, "model": model}).decode()
 
     def _metadata(self) -> dict[str, str]:
         """What programs that list LoRAs show; keys of the modelspec standard, and our own."""
@@ -156,8 +161,3 @@ class Results:
         path = self._folder / name
         path.write_text(redact(text), encoding="utf-8")
         return LocalFile(path, name, media_type)
-
-
-def _without_paths(config: str) -> str:
-    """A config as it is kept: this machine's paths say nothing elsewhere."""
-    return _PATH.sub(r"\1: …", config)

@@ -1,0 +1,336 @@
+"""Trainings with the stand-in trainer, through everything the real one is known to do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.train.weights import read_header
+from processor.errors import ErrorKind
+from processor.records import Manifest, Outcome
+from tests.support.training import DATASET, SETTINGS, Studio
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    return Studio(tmp_path)
+
+
+def error_of(manifest: Manifest) -> tuple[ErrorKind, str]:
+    assert manifest.error is not None
+    return manifest.error.kind, f"{manifest.error.what} {manifest.error.mend}"
+
+
+def files_of(manifest: Manifest) -> set[str]:
+    return {file.name for result in manifest.tasks for file in result.files}
+
+
+def test_a_dropped_folder_becomes_a_published_lora(studio: Studio, tmp_path: Path) -> None:
+    """Dataset in, LoRA out: with metadata, pointer, curve, config, page, and an empty inbox."""
+    studio.rescript(samples=True)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.DONE, manifest.error
+    (lora,) = studio.loras()
+    assert lora == f"{DATASET}-{manifest.job_id[-8:]}.safetensors"
+    path = tmp_path / "lora"
+    path.write_bytes(studio.main.get(f"comfy_models/loras/{lora}").body.read())
+    header = read_header(path)
+    assert header.step == 10
+    assert header.metadata["modelspec.trigger_phrase"] == DATASET
+    assert header.metadata["dropbatch.steps"] == "10"
+    pointer = studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")
+    assert pointer["key"].endswith(lora)
+    assert pointer["facts"]["final_loss"] == pytest.approx(0.1)
+    names = files_of(manifest)
+    assert names >= {lora, "loss.png", "losses.json", "config.yaml"}
+    assert {name for name in names if name.startswith("samples/")} == {
+        f"samples/step-00000000{step}-{number}.jpg" for step in (3, 6, 9) for number in (0, 1)
+    }
+    assert studio.bench.keys("inbox/") == []
+    page = studio.main.get(f"comfy_outputs/{manifest.job_id}/training.html").body.read().decode()
+    assert "<svg" in page
+    assert lora in page
+
+
+def test_the_trainer_sees_no_secret_and_only_its_own_paths(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrubbed environment, a private home, a copy of the dataset."""
+    monkeypatch.setenv("HF_TOKEN", "hf_aaaaaaaaaaaaaaaaaaaaaaaaa")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
+    studio.drop_dataset()
+    studio.work()
+    seen = json.loads((studio.toolkit / "environment.json").read_text())
+    assert not {name for name in seen if "TOKEN" in name or "AWS" in name or "KEY" in name}
+    assert seen["HF_HUB_OFFLINE"] == "1"
+    config = json.loads((studio.toolkit / "config.json").read_text())["config"]["process"][0]
+    root = str(studio.root)
+    assert config["training_folder"].startswith(root)
+    assert config["datasets"][0]["folder_path"].startswith(root)
+    (kept,) = [f for f in studio.manifest().tasks[0].files if f.name == "config.yaml"]
+    assert root not in studio.main.get(kept.key).body.read().decode()
+
+
+def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> None:
+    """The trainer is killed at step 8: the next try restores step 6 and trains what is missing."""
+    studio.rescript(at={"8": "kill"}, samples=True)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.DONE
+    result = manifest.tasks[0]
+    assert result.tries == 2
+    assert result.data["resumed_from"] == 6
+    assert studio.trained() == [*range(9), *range(6, 10)]
+    assert [step for step, _ in result.data["losses"]] == list(range(10))
+    assert len({name for name in files_of(manifest) if name.startswith("samples/")}) == 6
+
+
+def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:
+    """Here and in the bucket no more than `keep` lie about, under this execution's own key."""
+    studio.drop_dataset(settings={**SETTINGS, "steps": 20, "save_every": 2})
+    studio.work()
+    records = [key for key in studio.bench.keys("comfy_outputs/") if "/checkpoints/" in key]
+    assert {key.rpartition("/")[2] for key in records} == {
+        f"0000000{step}{suffix}"
+        for step in ("16", "18")
+        for suffix in (".json", ".safetensors", ".optimizer.pt")
+    }
+    assert len({key.rpartition("/checkpoints/")[0] for key in records}) == 1
+
+
+@pytest.mark.parametrize("broken", ["weights", "optimizer", "record", "other job's"])
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(studio: Studio, broken: str) -> None:
+    """Only what is whole is restored; the trainer would die of anything else."""
+    studio.rescript(at={"7": "oops", "6": "oops"}, always=True)
+    studio.drop_dataset(settings={**SETTINGS, "steps": 12, "save_every": 2, "keep": 3})
+    studio.work()
+    assert studio.manifest().outcome is Outcome.FAILED
+    _forget_outcome(studio)
+    newest = max(key for key in studio.bench.keys("comfy_outputs/") if key.endswith("4.json"))
+    stem = newest.removesuffix(".json")
+    match broken:
+        case "weights":
+            data = studio.main.get(f"{stem}.safetensors").body.read()
+            studio.main.put(f"{stem}.safetensors", data[:-30])
+        case "optimizer":
+            studio.main.put(f"{stem}.optimizer.pt", b"cut")
+        case "record":
+            studio.main.put(newest, b"{")
+        case _:
+            record = studio.bench.read(newest)
+            studio.main.put(newest, json.dumps({**record, "hash": "another"}).encode())
+    (studio.toolkit / "trained.log").unlink()
+    studio.rescript()
+    studio.work()
+    assert studio.manifest().tasks[0].data["resumed_from"] == (4 if broken == "optimizer" else 2)
+
+
+def _forget_outcome(studio: Studio) -> None:
+    """As if the failed attempt's runner had died instead: no manifest, the drop back in the inbox."""
+    manifest = studio.manifest()
+    key = f"comfy_outputs/{manifest.job_id}/manifest.json"
+    studio.main.delete(key, version=studio.main.stat(key).version)
+    (settled,) = [k for k in studio.bench.keys("failed/") if k.endswith(f"{manifest.job_id}.json")]
+    studio.main.copy(settled, f"inbox/jobs/emitted/{manifest.job_id}.json")
+    studio.bench.leases.delete(f"commit/{manifest.job_id}")
+
+
+FAILURES: dict[str, tuple[dict[str, Any], ErrorKind, str]] = {
+    "loss is nan": ({"at": {"5": "nan"}}, ErrorKind.NODE_FAILED, "no number at step"),
+    "weights are nan": ({"ends": "nan"}, ErrorKind.NODE_FAILED, "weights are no numbers"),
+    "exit 0 in the middle": ({"at": {"5": "exit 0"}, "always": True}, ErrorKind.CRASHED, "ended early"),
+    "final weights one step short": ({"ends": "early"}, ErrorKind.CRASHED, "reached step 9 of 10"),
+    "final weights cut off": ({"ends": "cut"}, ErrorKind.CRASHED, "do not open"),
+    "out of memory": ({"at": {"1": "oom"}, "always": True}, ErrorKind.OUT_OF_MEMORY, "low_vram"),
+    "a caption in latin-1": ({"at": {"4": "caption"}, "always": True}, ErrorKind.BAD_INPUT, "UTF-8"),
+    "any exception": ({"at": {"4": "cosmic ray"}, "always": True}, ErrorKind.CRASHED, "cosmic ray"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_each_failure_ends_the_job_with_its_reason_and_publishes_nothing(studio: Studio, case: str) -> None:
+    """Exit 0 proves nothing, and a permanent failure is not tried again."""
+    script, kind, says = FAILURES[case]
+    studio.rescript(**script)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.FAILED
+    found, what = error_of(manifest)
+    assert (found, says in what) == (kind, True), what
+    assert manifest.tasks[0].tries == (
+        4 if kind is ErrorKind.OUT_OF_MEMORY else 3 if kind is ErrorKind.CRASHED else 1
+    )
+    assert studio.bench.keys("comfy_models/") == []
+    counted = Counter(studio.trained())
+    assert max(counted.values()) <= 1 + SETTINGS["save_every"]
+
+
+def test_the_trainers_log_is_kept_without_bars(studio: Studio) -> None:
+    """What it said is what explains a failure."""
+    studio.rescript(at={"4": "cosmic ray"}, always=True)
+    studio.drop_dataset()
+    studio.work()
+    (key,) = [
+        k for k in studio.bench.keys(f"comfy_outputs/{studio.manifest().job_id}/") if k.endswith("engine.log")
+    ]
+    text = studio.main.get(key).body.read().decode()
+    assert "RuntimeError: cosmic ray" in text
+    assert "it/s" not in text
+
+
+def test_a_stop_ends_the_trainer_and_the_next_runner_goes_on(studio: Studio) -> None:
+    """SIGTERM or a preemption: the process group is gone, the last checkpoint is what resumes."""
+    import threading
+
+    studio.rescript(at={"8": "hang"})
+    studio.drop_dataset()
+    machine = studio.machine()
+    stopped = threading.Event()
+
+    def stop_when_it_hangs() -> None:
+        deadline = time.monotonic() + 60
+        while not (studio.toolkit / "hangs").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        machine.stop.set(ErrorKind.PREEMPTED)
+        stopped.set()
+
+    watcher = threading.Thread(target=stop_when_it_hangs)
+    watcher.start()
+    from processor.dispatch import process
+    from processor.tick import tick
+
+    while not stopped.is_set():
+        for claim in tick(machine, capacity=2).claims:
+            process(machine, claim)
+    watcher.join()
+    machine.close()
+    assert studio.manifests() == []
+    assert not _alive(studio)
+    studio.work()
+    assert studio.manifest().outcome is Outcome.DONE
+    assert studio.manifest().tasks[0].data["resumed_from"] == 6
+
+
+def _alive(studio: Studio) -> bool:
+    """Whether any stand-in of this test still runs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if (entry / "cwd").readlink() == studio.toolkit and "run.py" in command:
+                    return True
+            except OSError:
+                continue
+    return False
+
+
+def test_it_stops_right_after_a_checkpoint_when_money_ends(tmp_path: Path) -> None:
+    """The cap is a time by the GPU's price; what was paid for is kept in the checkpoint."""
+    studio = Studio(tmp_path, usd_per_s=1e6)
+    studio.drop_dataset(max_cost_usd=1.0)
+    studio.work()
+    kind, what = error_of(studio.manifest())
+    assert kind is ErrorKind.OVER_BUDGET
+    assert "right after the checkpoint of step" in what
+    assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
+
+
+def test_it_stops_right_after_a_checkpoint_when_time_ends_and_goes_on_in_the_next_try(studio: Studio) -> None:
+    """With a short limit each try gets one checkpoint further."""
+    studio.drop_dataset(settings={**SETTINGS, "steps": 8}, timeout_s=50)
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.DONE
+    assert manifest.tasks[0].tries == 3
+    counted = Counter(studio.trained())
+    assert set(counted) == set(range(8))
+    assert sum(counted.values()) <= 8 + 2 * (SETTINGS["save_every"] + 1)
+
+
+def test_a_sweep_trains_each_setting_and_compares_them(studio: Studio) -> None:
+    """One task each; every LoRA has its name; the pointer takes the lowest loss."""
+    studio.drop_dataset(sweep={"lr": [1e-4, 1e-3], "steps": [6, 8]})
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.DONE
+    assert len(manifest.tasks) == 4
+    assert len(studio.loras()) == 4
+    pointer = studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")
+    assert pointer["facts"]["steps"] == 8
+    page = studio.main.get(f"comfy_outputs/{manifest.job_id}/training.html").body.read().decode()
+    assert page.count('class="smooth') == 4
+    assert "lowest" in page
+
+
+def test_a_rehearsal_does_all_but_train_and_says_so_everywhere(tmp_path: Path) -> None:
+    """Without a trainer: dataset fetched, config resolved, nothing published."""
+    studio = Studio(tmp_path, rehearsal=True)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.DONE
+    assert manifest.plan is not None
+    assert any("REHEARSAL" in warning for warning in manifest.plan.warnings)
+    assert "REHEARSAL" in manifest.tasks[0].data["text"]
+    assert "REHEARSAL" in str(manifest.engine["trainer"])
+    assert all("rehearsal" in name for name in files_of(manifest))
+    assert studio.bench.keys("comfy_models/") == []
+    page = studio.main.get(f"comfy_outputs/{manifest.job_id}/training.html").body.read().decode()
+    assert "This was a rehearsal" in page
+
+
+def test_a_missing_base_model_names_where_to_put_it(studio: Studio) -> None:
+    """Before a GPU is rented: the model is looked for first."""
+    studio.drop_dataset(settings={**SETTINGS, "base_model": "nowhere"})
+    studio.work()
+    kind, what = error_of(studio.manifest())
+    assert kind is ErrorKind.MISSING_MODEL
+    assert "diffusers" in what
+    assert studio.trained() == []
+
+
+def test_more_pictures_train_a_second_version_and_move_the_pointer(studio: Studio) -> None:
+    """The old LoRA stays; `latest` names the new one."""
+    studio.drop_dataset()
+    studio.work()
+    studio.bench.clock.advance(3600)
+    studio.drop_dataset(pictures=2, first=20)
+    studio.work()
+    first, second = studio.manifests()
+    assert second.tasks[0].data["fingerprint"] != first.tasks[0].data["fingerprint"]
+    assert len(studio.loras()) == 2
+    assert studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")["job_id"] == second.job_id
+
+
+def test_an_old_training_that_settles_late_does_not_move_the_pointer_back(studio: Studio) -> None:
+    """Effects may be redone at any time; forward is measured by when the job finished."""
+    from processor.publishing import published
+
+    studio.drop_dataset()
+    studio.work()
+    studio.bench.clock.advance(3600)
+    studio.drop_dataset(pictures=2, first=20)
+    studio.work()
+    first, second = studio.manifests()
+    machine = studio.machine()
+    published(machine, first)
+    machine.close()
+    assert studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")["job_id"] == second.job_id
+
+
+def test_a_test_render_that_a_person_wrote_is_dropped_with_the_loras_name(studio: Studio) -> None:
+    """`{lora}` stands for the file; it is dropped once, after the LoRA is there."""
+    sample = {"kind": "render", "workflow": "mine", "overrides": {"lora": "{lora}", "strength": 1.0}}
+    studio.drop_dataset(sample=sample)
+    studio.work()
+    renders = [m for m in studio.bench.manifests() if (m.get("job") or {}).get("kind") == "render"]
+    assert [m["job"]["overrides"]["lora"] for m in renders] == studio.loras()

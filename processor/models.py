@@ -90,6 +90,25 @@ class Origin(Model):
     name: Name
 
 
+class Output(Model):
+    """What becomes of the files that tasks make."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
+    """A template for their names: `{task}`, `{seed}`, `{name}` (the file's own), or any parameter
+    that differs between the tasks: `{prompt}-{seed}`. Folders are made by `/`."""
+    format: Literal["webp", "jpeg"] | None = None
+    """Convert still pictures; what moves, or is no picture, stays as it is."""
+    quality: int = Field(default=90, ge=1, le=100)
+    keep_original: bool = False
+    """Keep what was converted, too."""
+    contact_sheet: bool = False
+    """Write `contact-sheet.jpg` beside the gallery: all pictures of the job, small, on one."""
+    sequence: Literal["webp", "gif", "mp4"] | None = None
+    """Write `sequence.<format>` beside the gallery: the tasks' first pictures, one after another."""
+    fps: float = Field(default=8.0, gt=0, le=60)
+    """Of the sequence."""
+
+
 class JobBase(Model):
     """What every kind of job may say. Each concrete job narrows `kind` to its own."""
 
@@ -140,6 +159,7 @@ class RenderJob(JobBase):
     prompts: list[Annotated[str, StringConstraints(max_length=100_000)]] | Name | None = None
     """One task per prompt: a list, or the store key of a .txt (one a line), .csv (columns are
     parameters) or .jsonl file."""
+    output: Output | None = None
     allow_invalid_outputs: bool = False
     """Let ComfyUI drop outputs that fail validation instead of failing the task."""
     reuse: bool = False

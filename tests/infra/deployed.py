@@ -7,12 +7,17 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import modal  # the client under test
 
+from infra.handover import to_json
+from processor.attempt import Claim
+from processor.inbox import Drop
+from processor.leases.lease import Lease
 from processor.records import Manifest
 from processor.store import Store
 from tests.loopback import Loopback
@@ -63,6 +68,24 @@ class Deployed:
         all_ = [Manifest.model_validate_json(self.read(k)) for k in found if k.endswith("/manifest.json")]
         assert len({manifest.drop.key for manifest in all_}) == len(all_)
         return {manifest.drop.key: manifest for manifest in all_}
+
+    def leases(self) -> list[str]:
+        """The keys of the lease store."""
+        return [str(key) for key in modal.Dict.from_name(f"{APP}-leases").keys()]  # noqa: SIM118  (no dict)
+
+    def leased_jobs(self) -> set[str]:
+        """Ids of the jobs that lie in the inbox and were leased."""
+        ids = {key.split("/")[1] for key in self.leases() if key.startswith("lease/")}
+        settled = {key.split("/")[2] for key in (*self.keys("done/"), *self.keys("failed/"))}
+        return ids - settled
+
+    def claim_of(self, key: str, job_id: str) -> dict[str, Any]:
+        """The claim that a tick handed over, as a second delivery would bring it."""
+        entry = json.loads(modal.Dict.from_name(f"{APP}-leases").get(f"lease/{job_id}/1"))
+        info = self.store.stat(key)
+        drop = Drop(key, info.version, info.size_bytes, info.modified)
+        lease = Lease(job_id, 1, entry["nonce"], datetime.fromisoformat(entry["until"]))
+        return to_json(Claim(drop, lease))
 
     def run_until_empty(self, ignored: tuple[str, ...] = (), timeout_s: float = 150) -> int:
         """Tick as the cron does, until nothing but what is ignored lies in the inbox; how many ticks."""

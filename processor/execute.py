@@ -32,6 +32,9 @@ from processor.store import Store
 log = structlog.get_logger(__name__)
 
 _SYSTEM_CLOCK = SystemClock()
+_BACKSTOP_S = 600.0
+"""Tasks that share an engine wait for their turn and for its start: a handler counts a task's own
+time, and only one that does not gets stopped from here."""
 _SMALL_BYTES = 8 * 1024 * 1024
 """Files up to this size are read once, for hash and upload alike; larger ones are streamed."""
 
@@ -89,7 +92,7 @@ def execute(
     error: ErrorReport | None = None
     try:
         with workdir(work_dir) as directory:
-            with watchdog.limit(stop, work.timeout_s):
+            with watchdog.limit(stop, work.timeout_s * handler.concurrency + _BACKSTOP_S):
                 stop.check()
                 deadline = began + work.timeout_s
                 output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
@@ -115,7 +118,7 @@ def execute(
         started_at=started_at,
         seconds=round(seconds, 3),
         gpu=work.gpu or gpu,
-        cost_usd=round((clock.monotonic() - began) * usd_per_s, 6),
+        cost_usd=round(seconds * usd_per_s, 6),
         data=output.data,
     )
     return Execution(_recorded(stores.main, work, result), output.log, output.engine)

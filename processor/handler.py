@@ -123,7 +123,8 @@ class TaskContext:
     stores: Stores
     stop: Stop
     deadline: float
-    """By `time.monotonic()`; the executor sets `stop` with TIMED_OUT then, too."""
+    """By `time.monotonic()`, if it starts now. A handler whose tasks share an engine counts from
+    the task's turn instead; the executor stops only what overstays that by far."""
     progress: Callable[[Progress], None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -343,9 +344,13 @@ def test_a_runner_with_another_lease_store_claims_nothing_and_says_so(bench: Ben
 
 def test_a_spent_budget_stops_further_tasks_and_says_so(tmp_path: Path) -> None:
     """`max_cost_usd` ends the fan-out; what was finished is kept."""
-    bench = Bench(tmp_path, ScriptedHandler(write_text_file, concurrency=1))
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        return replace(write_text_file(work, context), seconds=1.0)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1))
     machine = bench.machine()
-    object.__setattr__(machine.launcher._config, "usd_per_s", 1e9)  # type: ignore[attr-defined]
+    object.__setattr__(machine.launcher._config, "usd_per_s", 0.01)  # type: ignore[attr-defined]
     bench.drop(render(50, max_cost_usd=0.01))
     run(machine, once=True)
     machine.close()

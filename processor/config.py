@@ -199,6 +199,12 @@ class Settings(BaseSettings):
         default=None,
         description="Its Python; that folder's own environment otherwise. Also `AI_TOOLKIT_PYTHON`.",
     )
+    comfyui_args: Names = Field(
+        default=[], description="Further flags for a ComfyUI that is started here, e.g. `--highvram`."
+    )
+    url_inputs: bool = Field(
+        default=True, description="Whether jobs may name http(s) URLs as inputs; private addresses never."
+    )
     models_dir: Path | None = Field(
         default=None,
         description="Local copy of `comfy_models/`, filled on demand; `work_dir/models` otherwise.",

@@ -66,6 +66,8 @@ def render_settings(settings: Settings) -> RenderSettings:
         comfyui_url=settings.comfyui_url,
         comfyui_dir=settings.comfyui_dir,
         comfyui_python=settings.comfyui_python,
+        extra_args=tuple(settings.comfyui_args),
+        url_inputs=settings.url_inputs,
         allow_nodes=frozenset(settings.allow_nodes),
         deny_nodes=frozenset(settings.deny_nodes),
         max_input_bytes=settings.input_limit_bytes,

@@ -290,5 +290,5 @@ def test_progress_is_told_once_per_change(engine: ScriptedEngine, client: Client
 class _Sticky(dict[str, Script]):
     """A running prompt that no interrupt removes."""
 
-    def pop(self, key: str, default: Any = None) -> Any:  # type: ignore[override]
+    def pop(self, key: str, default: Any = None) -> Any:
         return default

@@ -40,6 +40,16 @@ def flux() -> Graph:
     }
 
 
+REFUSED: dict[str, list[Any]] = {
+    "int": ["x", 1.5, True, None, [1], "1.5"],
+    "float": ["nan", "inf", {}, False],
+    "seed": [-1, 2**64],
+    "bool": ["maybe", 2],
+    "string": [None, ["x"]],
+}
+"""Values that a parameter of each type does not take."""
+
+
 class TestFound:
     def test_flux(self) -> None:
         found = targets(flux())
@@ -160,13 +170,7 @@ class TestDeclared:
 
     @pytest.mark.parametrize(
         ("kind", "given"),
-        [
-            *(("int", value) for value in ("x", 1.5, True, None, [1], "1.5")),
-            *(("float", value) for value in ("nan", "inf", {}, False)),
-            *(("seed", value) for value in (-1, 2**64)),
-            *(("bool", value) for value in ("maybe", 2)),
-            *(("string", value) for value in (None, ["x"])),
-        ],
+        [(kind, given) for kind, refused in REFUSED.items() for given in refused],
     )
     def test_refused(self, kind: Any, given: Any) -> None:
         with pytest.raises(JobInvalid):

@@ -239,7 +239,7 @@ class TestExpansion:
         plan = bench.plan(
             sampler_graph(), matrix={"steps": [1, 2], "lora": ["a.safetensors", "b.safetensors"]}
         )
-        assert [task.params["lora"][0] for task in plan.tasks] == ["a", "a", "b", "b"]
+        assert [str(task.params["lora"])[0] for task in plan.tasks] == ["a", "a", "b", "b"]
         assert [task.index for task in plan.tasks] == [0, 1, 2, 3]
         assert len({task.group for task in plan.tasks}) == 2
         assert len(plan.models) == 3

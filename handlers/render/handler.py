@@ -13,6 +13,8 @@ from handlers.render.models import has_locally
 from handlers.render.planning import plan_render
 from handlers.render.schema import SchemaSource
 from handlers.render.settings import RenderSettings, render_settings
+from handlers.render.showing import all_workflows, one_workflow
+from processor.catalogue import WorkflowFacts
 from processor.clock import Clock, SystemClock
 from processor.handler import PlanContext, Remedy, Stores, TaskContext, TaskOutput, Work
 from processor.models import JobBase, RenderJob
@@ -75,6 +77,12 @@ class RenderHandler:
         if engine is None or engine.server is None or not engine.server.is_alive():
             return None
         return None if engine.server.is_healthy() else "the engine runs but does not answer"
+
+    def workflows(self, store: Store | None) -> list[WorkflowFacts]:
+        return all_workflows(store)
+
+    def workflow(self, name: str, store: Store | None) -> WorkflowFacts:
+        return one_workflow(name, store)
 
     def close(self) -> None:
         self._engines.close()

@@ -28,6 +28,8 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "run": Entry("run", "Process the bucket on this machine."),
         "demo": Entry("demo", "Render example drops on this machine. Needs nothing."),
         "check": Entry("check", "Say what a drop would do. Needs no GPU and no bucket."),
+        "workflows": Entry("workflows", "The workflows that a job may name, and what each takes."),
+        "new": Entry("new", "Write a job file for a workflow."),
     },
     "Jobs": {
         "status": Entry("status", "What waits, runs and has finished; or one job."),
@@ -88,7 +90,7 @@ def _help() -> str:
         "  Drop a ComfyUI job or a dataset folder in a bucket; get pictures, LoRAs and a manifest back.",
     ]
     for title, entries in COMMANDS.items():
-        lines += ["", f"{title}:", *(f"  {name:<9}{entry.help}" for name, entry in entries.items())]
+        lines += ["", f"{title}:", *(f"  {name:<10}{entry.help}" for name, entry in entries.items())]
     return "\n".join(
         [
             *lines,

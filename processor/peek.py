@@ -53,7 +53,7 @@ def peek(store: Store, drop: Drop, *, policy: Policy, place: str, now: datetime)
     try:
         with store.get(drop.key) as download:
             info = download.info
-            data = b"" if info.size_bytes > limit else download.body.read(limit + 1)
+            data = b"" if info.size_bytes > limit else download.body.read(info.size_bytes + 1)
     except NotFound:
         return Peeked(drop, "withdrawn")
     if drop.version and info.version != drop.version and drop.emitted_id is None:

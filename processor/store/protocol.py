@@ -152,7 +152,8 @@ class Store(Protocol):
 
         Raises:
             NotFound: that version of the source is not there.
-        Cost: 2 requests; above 5 GB one per part, and four.
+        Cost: 1 request for a version that this store has read before, else 2; above 5 GB one
+            per part, and four.
         """
         ...
 

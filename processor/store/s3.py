@@ -23,7 +23,7 @@ from processor.store.protocol import (
     require_put_if_absent,
 )
 from processor.store.s3_body import body_file
-from processor.store.s3_client import connect
+from processor.store.s3_client import connect, connect_directly
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
 from processor.store.s3_multipart import (
     COPY_PART_BYTES,
@@ -33,6 +33,7 @@ from processor.store.s3_multipart import (
     upload_parts,
 )
 from processor.store.s3_probe import probe
+from processor.store.s3_seen import Seen, SeenVersions
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -46,6 +47,9 @@ _NULL: Final = "null"
 """The VersionId of what was put before a bucket kept versions."""
 
 _RANGE_NOT_SATISFIABLE: Final = 416
+
+_SMALL_BYTES: Final = 8 << 20
+"""Bodies up to here are sent from memory; larger files are streamed."""
 
 
 class S3Store:
@@ -93,6 +97,7 @@ class S3Store:
         self._max_copy_bytes = max_copy_bytes
         self._capabilities = capabilities
         self._probing = threading.Lock()
+        self._seen = SeenVersions()
         self._client = connect(
             endpoint_url=endpoint_url,
             region=region,
@@ -102,6 +107,17 @@ class S3Store:
             max_attempts=max_attempts,
             read_timeout_s=read_timeout_s,
         )
+        self._direct: Any = self._client
+        """Answers the requests that each job makes; boto3's client or one like it."""
+        if endpoint_url is not None and key_id is not None and secret is not None:
+            self._direct = connect_directly(
+                self._client,
+                key_id=key_id,
+                secret=secret,
+                max_connections=max_connections,
+                max_attempts=max_attempts,
+                read_timeout_s=read_timeout_s,
+            )
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -114,6 +130,7 @@ class S3Store:
         """The same bucket from a prefix further down, with the same connections and, if
         they are known by now, capabilities. Closing one closes both."""
         below = copy.copy(self)
+        below._seen = SeenVersions()  # noqa: SLF001 - a copy of ourselves; its keys are others
         below._prefix = f"{self._prefix}{check_key(prefix)}/"  # noqa: SLF001 - a copy of ourselves
         return below
 
@@ -137,7 +154,7 @@ class S3Store:
     def get(self, key: str, *, version: str | None = None) -> Download:
         wanted = self._arguments(key, version)
         with self._confirmed(key, version):
-            reply = self._client.get_object(**wanted)
+            reply = self._direct.get_object(**wanted)
         try:
             info = self._describe(key, reply, version)
         except NotFound:
@@ -148,7 +165,7 @@ class S3Store:
 
         def reopen(start: int) -> StreamingBody:
             try:
-                again = self._client.get_object(**wanted, Range=f"bytes={start}-")
+                again = self._direct.get_object(**wanted, Range=f"bytes={start}-")
             except (ClientError, BotoCoreError) as error:
                 if status_of(error) != _RANGE_NOT_SATISFIABLE:
                     raise translate(error, f"{self.url}/{key}") from error
@@ -156,7 +173,8 @@ class S3Store:
             if again["ETag"] != reply["ETag"]:
                 again["Body"].close()
                 raise _replaced(key)
-            return again["Body"]
+            body: StreamingBody = again["Body"]
+            return body
 
         body = body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
         return Download(info, body)
@@ -176,7 +194,11 @@ class S3Store:
         size_bytes = len(data) if isinstance(data, bytes) else data.stat().st_size
         reply: Any
         with self._translated(key):
-            if isinstance(data, bytes):
+            if size_bytes <= _SMALL_BYTES:
+                body = data if isinstance(data, bytes) else data.read_bytes()
+                size_bytes = len(body)
+                reply = self._direct.put_object(**target, Body=body, ContentType=media_type, **condition)
+            elif isinstance(data, bytes):
                 reply = self._client.put_object(**target, Body=data, ContentType=media_type, **condition)
             elif size_bytes <= self._part_bytes:
                 with data.open("rb") as file:
@@ -193,6 +215,9 @@ class S3Store:
         return self._written(key, size_bytes, reply)
 
     def copy(self, source: str, target: str, *, version: str | None = None) -> ObjectInfo:
+        known = self._seen.get(source, version)
+        if known is not None and known.size_bytes <= self._max_copy_bytes:
+            return self._copy_known(source, target, known)
         goal = self._arguments(target, None)
         head = self._head(source, version)
         found = self._describe(source, head, version)
@@ -205,7 +230,7 @@ class S3Store:
         reply: Any
         with self._translated(source):
             if found.size_bytes <= self._max_copy_bytes:
-                reply = self._client.copy_object(**goal, CopySource=origin, **condition)
+                reply = self._direct.copy_object(**goal, CopySource=origin, **condition)
             else:
                 reply = copy_parts(
                     self._client,
@@ -216,6 +241,20 @@ class S3Store:
                     part_bytes=min(COPY_PART_BYTES, self._max_copy_bytes),
                 )
         return self._written(target, found.size_bytes, reply)
+
+    def _copy_known(self, source: str, target: str, known: Seen) -> ObjectInfo:
+        """Copy a version that was read here before, so that its size and ETag are known.
+
+        The reply to a copy has no size, but an ETag: where that is the source's, so are the
+        bytes. Where it isn't (sources that went up in parts), the copy itself is asked.
+        """
+        goal = self._arguments(target, None)
+        origin = {"Bucket": self._bucket, "Key": self._prefix + source, "VersionId": known.version}
+        with self._confirmed(source, known.version):
+            reply = self._direct.copy_object(**goal, CopySource=origin)
+        if reply["CopyObjectResult"]["ETag"] != known.etag:
+            return self.stat(target, version=reply.get("VersionId"))
+        return self._written(target, known.size_bytes, reply)
 
     def delete(self, key: str, *, version: str) -> None:
         target = self._arguments(key, None)
@@ -230,12 +269,13 @@ class S3Store:
                 raise VersionMismatch("another version stands there", where=key)
         try:
             with self._translated(key):
-                self._client.delete_object(**target)
+                self._direct.delete_object(**target)
         except NotFound:
             return
 
     def close(self) -> None:
         self._client.close()
+        self._direct.close()
 
     def _arguments(self, key: str, version: str | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
@@ -246,7 +286,8 @@ class S3Store:
 
     def _head(self, key: str, version: str | None) -> HeadObjectOutputTypeDef:
         with self._confirmed(key, version):
-            return self._client.head_object(**self._arguments(key, version))
+            head: HeadObjectOutputTypeDef = self._direct.head_object(**self._arguments(key, version))
+            return head
 
     def _describe(
         self, key: str, reply: HeadObjectOutputTypeDef | GetObjectOutputTypeDef, version: str | None
@@ -255,6 +296,8 @@ class S3Store:
         modified = reply["LastModified"].astimezone(UTC)
         if self.capabilities.versions:
             found = reply.get("VersionId", _NULL)
+            if found != _NULL:  # the one version that a put may replace, where they are suspended
+                self._seen.add(key, Seen(found, reply["ContentLength"], reply["ETag"]))
         else:
             etag = reply["ETag"].strip('"')
             found = f"{etag}@{int(modified.timestamp())}"

@@ -15,8 +15,8 @@ class CountingStore:
     """A `Store` that counts the calls to another by operation; a listing, by its pages.
 
     `counts` is a Counter of "list", "stat", "get", "put", "copy" and "delete". It counts
-    what was asked, which is what B2 bills: an S3 `copy` and an unversioned `delete` ask
-    once more for each than is counted here.
+    what was asked, which is what B2 bills: an S3 `copy` of what was never read and an
+    unversioned `delete` ask once more for each than is counted here.
     """
 
     def __init__(self, inner: Store) -> None:

@@ -328,6 +328,40 @@ class TestParts:
         store.close()
 
 
+class TestCopy:
+    """One request for what was read before: the reply's ETag tells whose bytes it has."""
+
+    def test_what_was_read_is_copied_with_one_request(self, hasty: S3Store, b2: B2Like) -> None:
+        """The size comes from the reading; another version that stands by now is not copied."""
+        version = hasty.put("inbox/a.json", b"first").version
+        hasty.get("inbox/a.json").body.close()
+        hasty.put("inbox/a.json", b"the second")
+        b2.counts.clear()
+        info = hasty.copy("inbox/a.json", "done/a.json", version=version)
+        assert b2.counts == {"CopyObject": 1}
+        assert info.size_bytes == 5
+        assert read(hasty, "done/a.json") == b"first"
+        assert hasty.stat("done/a.json").version == info.version
+
+    def test_an_unlike_etag_is_looked_into(self, hasty: S3Store, b2: B2Like, tmp_path: Path) -> None:
+        """What went up in parts has another ETag than its copy: the copy is asked for its size."""
+        path = tmp_path / "parts.bin"
+        path.write_bytes(bytes(9 * MIB))
+        version = hasty.put("parts", path).version
+        hasty.stat("parts", version=version)
+        b2.counts.clear()
+        assert hasty.copy("parts", "copied", version=version).size_bytes == 9 * MIB
+        assert b2.counts == {"CopyObject": 1, "HeadObject": 1}
+
+    def test_a_version_that_is_gone_is_not_found(self, hasty: S3Store) -> None:
+        """Remembering it doesn't bring it back."""
+        version = hasty.put("gone", b"x").version
+        hasty.stat("gone")
+        hasty.delete("gone", version=version)
+        with pytest.raises(NotFound):
+            hasty.copy("gone", "elsewhere", version=version)
+
+
 class TestListingLag:
     """The proxy's own behaviour, which other tests build on."""
 

@@ -7,6 +7,11 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from processor.errors import StoreUnavailable
+
+MAX_ROUND_TRIP_S = 15.0
+"""Half of the default margin by which a taker waits longer than a holder works."""
+
 
 class Clock(Protocol):
     """A source of time. `now` is aware UTC; `monotonic` never goes back."""
@@ -48,8 +53,17 @@ class StoreClock:
         """Anchor to the Date of a reply whose request was sent at monotonic `sent_at`.
 
         Anchoring at the sending, not the receipt, errs towards a late `now`: a lease
-        seems to end a round trip early to its holder, never late.
+        seems to end a round trip early to its holder, never late. To a taker it seems to
+        end early, too, so a reply that took long is refused.
+
+        Raises:
+            StoreUnavailable: the round trip took longer than `MAX_ROUND_TRIP_S`.
         """
+        taken_s = self._base.monotonic() - sent_at
+        if taken_s > MAX_ROUND_TRIP_S:
+            raise StoreUnavailable(
+                f"the store took {taken_s:.0f} s to tell the time: leases can't be judged by it"
+            )
         with self._lock:
             self._anchor = (store_date, sent_at)
 

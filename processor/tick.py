@@ -111,9 +111,14 @@ def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, bu
             report.leased += 1
             continue
         machine.observe(JobClaimed(lease.job_id, peeked.drop.key))
-        # What was read before somebody else had the job is out of date.
-        fresh = peeked if lease.epoch == 1 else None
-        report.claims.append(Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), fresh))
+        report.claims.append(
+            Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), _still_true(peeked, lease))
+        )
+
+
+def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:
+    """What was read before the claim; None if somebody else had the job, maybe since then."""
+    return peeked if lease.epoch == 1 else None
 
 
 def _look(machine: Machine, drop: Drop, report: TickReport, ready: list[Peeked]) -> None:

@@ -8,6 +8,7 @@ import pkgutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
+from zoneinfo import ZoneInfo
 
 from processor.clock import StoreClock, SystemClock
 from processor.config import Settings, credentials, resolve_handlers
@@ -20,6 +21,7 @@ from processor.leases.authority import Authority
 from processor.leases.inheritance import InheritedLeases
 from processor.machine import Machine, new_nonce
 from processor.policy import Policy
+from processor.schedule import Night
 from processor.store import Store
 from processor.store.directory import DirectoryStore
 from processor.store.opening import open_store
@@ -150,6 +152,7 @@ def _folder_name(store: Store) -> str:
 
 
 def policy_of(settings: Settings) -> Policy:
+    zone = ZoneInfo(settings.zone)
     return Policy(
         lease_s=settings.lease_s,
         renew_s=settings.renew_s,
@@ -165,6 +168,8 @@ def policy_of(settings: Settings) -> Policy:
         },
         settle_s=settings.settle_s,
         dataset_deadline_s=settings.dataset_deadline_s,
+        night=Night(settings.night_start, settings.night_end, zone),
+        zone=zone,
         max_job_cost_usd=settings.max_job_cost_usd,
         max_day_cost_usd=settings.max_day_cost_usd,
     )

@@ -6,6 +6,8 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from processor.clock import StoreClock
 from processor.events import Observer, ignore
@@ -14,6 +16,9 @@ from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.policy import Policy
+
+if TYPE_CHECKING:
+    from processor.recurring import Recurring
 
 
 def new_nonce() -> str:
@@ -40,6 +45,13 @@ class Machine:
     """Set to wind down: nothing new is claimed or submitted, leases are given back."""
     nonce: Callable[[], str] = new_nonce
     host: str = field(default_factory=socket.gethostname)
+
+    @cached_property
+    def recurring(self) -> Recurring:
+        """What this process knows of the bucket's recurring templates."""
+        from processor.recurring import Recurring  # late: it drops jobs, and so needs this module
+
+        return Recurring()
 
     def close(self) -> None:
         """Stop the launcher's engines, then close leases and stores. Idempotent."""

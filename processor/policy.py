@@ -6,10 +6,14 @@ Every field has its unit in its name; docs/settings.md describes each.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from zoneinfo import ZoneInfo
 
 from processor.models import JobKind
+from processor.schedule import Night
 
 MIB = 1024 * 1024
+
+_UTC = ZoneInfo("UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ class Policy:
     """A dataset folder not complete after this long is given up, naming what is missing."""
     scan_keep: int = 5000
     """How many due drops one scan keeps, the oldest; the rest wait in the inbox."""
+    night: Night | None = None
+    """When drops under `inbox/nightly/` may begin; without one only a caller of `tick` opens it."""
+    zone: ZoneInfo = _UTC
+    """Of templates that name none, and of the days that costs are counted by."""
     max_job_cost_usd: float = 10.0
     max_day_cost_usd: float = 25.0
     sweep_after_s: float = 25 * 3600.0

@@ -59,6 +59,7 @@ def run(
     *,
     concurrency: int = 4,
     once: bool = False,
+    night_open: bool | None = None,
     period_s: float = 60.0,
     wake: Wake | None = None,
     on_tick: Callable[[TickReport], None] | None = None,
@@ -67,6 +68,7 @@ def run(
 
     Args:
         concurrency: jobs in work at a time; their tasks share one launcher.
+        night_open: take held nightly jobs now (or never); None asks the policy's window.
         period_s: the longest pause between two looks at the inbox.
         wake: set by whoever knows that something was dropped.
     Returns:
@@ -74,7 +76,8 @@ def run(
         or with `once` when the inbox holds nothing this runner could still do; what another
         runner has leased is waited for, since that runner may have died.
     """
-    return _Loop(machine, concurrency, period_s, wake or Wake(), on_tick).run(once=once)
+    loop = _Loop(machine, concurrency, period_s, wake or Wake(), on_tick=on_tick, night_open=night_open)
+    return loop.run(once=once)
 
 
 class _Loop:
@@ -84,9 +87,12 @@ class _Loop:
         concurrency: int,
         period_s: float,
         wake: Wake,
+        *,
         on_tick: Callable[[TickReport], None] | None,
+        night_open: bool | None,
     ) -> None:
         self._machine = machine
+        self._night_open = night_open
         self._concurrency = concurrency
         self._period_s = period_s
         self._wake = wake
@@ -120,7 +126,8 @@ class _Loop:
     def _tick(self) -> TickReport:
         with self._lock:
             busy = set(self._busy)
-        report = tick(self._machine, capacity=self._concurrency - len(busy), busy=busy)
+        capacity = self._concurrency - len(busy)
+        report = tick(self._machine, capacity=capacity, busy=busy, night_open=self._night_open)
         if report.problem and report.problem != self._problem_logged:
             log.error("tick.problem", why=report.problem)
         self._problem_logged = self._report.problem = report.problem

@@ -57,12 +57,13 @@ class TickReport:
 
 
 def tick(
-    machine: Machine, *, capacity: int, busy: Collection[str] = (), night_open: bool = False
+    machine: Machine, *, capacity: int, busy: Collection[str] = (), night_open: bool | None = None
 ) -> TickReport:
     """Scan the inbox, claim up to `capacity` jobs, tidy what nobody will run.
 
     Args:
         busy: ids of jobs that this runner works on already; not asked about again.
+        night_open: whether held drops are due; None asks the policy's nightly window.
     Returns:
         The report; what one drop does wrong never keeps others from being claimed.
     Cost: 1 request per 1,000 objects in the inbox; 2 for the authority; 1 and 1 of the
@@ -71,7 +72,9 @@ def tick(
     report = TickReport()
     try:
         sent_at = machine.clock.monotonic()
-        inbox = scan(machine.stores.main, keep=machine.policy.scan_keep, night_open=night_open)
+        inbox = scan(
+            machine.stores.main, keep=machine.policy.scan_keep, night_open=_night(machine, night_open)
+        )
         machine.clock.sync(inbox.date, sent_at=sent_at)
         machine.authority.check()
     except ForeignAuthority as error:
@@ -82,6 +85,9 @@ def tick(
         return report
     report.inbox, report.pending, report.paused = inbox, inbox.pending, inbox.paused
     _discard_superseded(machine, inbox, busy)
+    if not inbox.paused and not machine.stop.is_set():
+        # What it dropped is in the next listing.
+        report.young += len(machine.recurring.emit_due(machine, inbox, zone=machine.policy.zone))
     if not inbox.paused and capacity > 0 and not machine.stop.is_set():
         _claim(machine, inbox, report, capacity, busy)
         report.folders = look_at_folders(machine, inbox)
@@ -89,6 +95,13 @@ def tick(
         report.young += sum(look in ("soon", "frozen") for look in report.folders.values())
     _tidy(machine, inbox, busy)
     return report
+
+
+def _night(machine: Machine, forced: bool | None) -> bool:
+    if forced is not None:
+        return forced
+    night = machine.policy.night
+    return night is not None and night.is_open(machine.clock.now())
 
 
 def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, busy: Collection[str]) -> None:

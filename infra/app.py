@@ -13,8 +13,8 @@ from typing import Any
 
 import modal
 
-from infra import containers, dispatching, fleet, images, models, paths, ticking
-from infra.settings import DEPLOYED, deployment, in_container
+from infra import containers, dispatching, fleet, images, models, paths, studio, ticking
+from infra.settings import DEPLOYED, deployment
 
 MINUTES = 60
 HOURS = 60 * MINUTES
@@ -41,6 +41,7 @@ base = images.base()
 engine = images.comfyui() if options.engine == "comfyui" else base
 trainer = images.trainer() if options.engine == "comfyui" else base
 render_gpus = options.render_gpus if options.engine == "comfyui" else None
+api_gpus = options.api_gpus if options.engine == "comfyui" else None
 train_gpus = options.train_gpus if options.engine == "comfyui" else None
 
 model_volume = modal.Volume.from_name(options.volume, create_if_missing=True, version=2)
@@ -58,9 +59,31 @@ training_volume = modal.Volume.from_name(options.training_volume, create_if_miss
     max_containers=1,
     retries=0,
 )
-def pull(wanted: list[dict[str, Any]]) -> None:
+def pull(wanted: list[dict[str, Any]]) -> models.Problem:
     """Bring models from the bucket to the Volume. One at a time: nobody else writes there."""
-    models.pull(in_container(deployed), wanted, commit=model_volume.commit, reload=model_volume.reload)
+    return models.pull(deployed, wanted, commit=model_volume.commit, reload=model_volume.reload)
+
+
+@app.function(
+    image=trainer,
+    secrets=[told, bucket_key, *hugging_face],
+    volumes={paths.BASE_MODELS: training_volume},
+    cpu=2.0,
+    memory=4096,
+    timeout=12 * HOURS,
+    scaledown_window=30,
+    max_containers=1,
+    retries=0,
+)
+def pull_bases(tasks: list[dict[str, Any]]) -> models.Problem:
+    """Bring base models from the bucket or Hugging Face. The only function that has HF_TOKEN."""
+    return models.pull_bases(
+        deployed,
+        tasks,
+        fetch=containers.fetch_bases(deployed),
+        commit=training_volume.commit,
+        reload=training_volume.reload,
+    )
 
 
 @app.cls(
@@ -124,7 +147,7 @@ class Trainer:
 
     @modal.method()
     def run(self, order: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.worker.run(order)
+        return self.worker.run_aside(order)
 
     @modal.exit()
     def leave(self) -> None:
@@ -159,6 +182,9 @@ class Ingester:
 
 
 pools = fleet.pools_of(deployed, render=Renderer, train=Trainer, ingest=Ingester)
+pulls: dict[str, containers.Pull] = {}
+if options.engine == "comfyui":  # a rehearsal needs no base model, the built-in engine no model at all
+    pulls = {"render": pull.remote, "train": pull_bases.remote}
 
 
 @app.function(
@@ -173,7 +199,7 @@ pools = fleet.pools_of(deployed, render=Renderer, train=Trainer, ingest=Ingester
 )
 def dispatch(claims: list[dict[str, Any]]) -> dict[str, str | None]:
     """Run a few claimed jobs to their end. A preempted one comes back with the same claims."""
-    machine, _ = containers.open_machine(deployed, pools, pull.remote)
+    machine, _ = containers.open_machine(deployed, pools, pulls)
     try:
         return dispatching.run_claims(machine, claims, limit_s=24 * HOURS - dispatching.WIND_DOWN_S)
     finally:
@@ -181,7 +207,7 @@ def dispatch(claims: list[dict[str, Any]]) -> dict[str, str | None]:
 
 
 def _tick() -> dict[str, Any]:
-    machine, ours = containers.open_machine(deployed, pools, pull.remote)
+    machine, ours = containers.open_machine(deployed, pools, pulls)
     try:
         return ticking.tick_once(
             machine,
@@ -241,8 +267,85 @@ def wake(delay_s: float = 0.0) -> dict[str, Any]:
 def nightly() -> dict[str, Any]:
     """Open the night at its first minute, then sweep what losing attempts left."""
     summary = _tick()
-    machine, _ = containers.open_machine(deployed, pools, pull.remote)
+    machine, _ = containers.open_machine(deployed, pools, pulls)
     try:
         return summary | ticking.sweep_once(machine)
     finally:
         machine.close()
+
+
+if options.api:
+
+    @app.cls(
+        image=engine,
+        gpu=api_gpus,
+        secrets=[told, bucket_key, *slack],
+        volumes={paths.MODELS: model_volume},
+        cpu=4.0,
+        memory=16384,
+        timeout=fleet.timeout_s(settings, options, "render"),
+        startup_timeout=fleet.STARTUP_S,
+        min_containers=options.api_min_containers,
+        max_containers=options.api_containers,
+        buffer_containers=options.api_buffer_containers,
+        scaledown_window=options.api_scaledown_s,
+        enable_memory_snapshot=options.memory_snapshot,
+        retries=0,
+    )
+    @modal.concurrent(max_inputs=2, target_inputs=1)
+    class Studio:
+        """Renders for the API, in a pool of its own that stays warm longer than the batch's."""
+
+        @modal.enter(snap=True)
+        def load(self) -> None:
+            self.studio = studio.Studio.open(deployed)
+            if options.comfyui_snapshot:
+                self.studio.warm()
+
+        @modal.enter()
+        def wake(self) -> None:
+            self.studio.warm()
+
+        @modal.method()
+        def render(self, job: dict[str, Any]) -> dict[str, Any]:
+            return self.studio.render(job, pull.remote, model_volume.reload)
+
+        @modal.exit()
+        def leave(self) -> None:
+            self.studio.close()
+
+    @app.function(
+        image=base,
+        secrets=[told, bucket_key],
+        cpu=0.25,
+        memory=512,
+        timeout=fleet.timeout_s(settings, options, "render"),
+        max_containers=2,
+        scaledown_window=60,
+    )
+    @modal.concurrent(max_inputs=50)
+    @modal.asgi_app(requires_proxy_auth=True)
+    def api() -> Any:
+        """The headless API, with the status page of the bucket: see `infra.api`."""
+        return containers.open_api(deployed, render=Studio().render.remote, wake=wake.spawn)
+
+
+if options.webhook:
+
+    @app.function(
+        image=base,
+        secrets=[
+            told,
+            modal.Secret.from_name(options.webhook_secret, required_keys=["DROPBATCH_WEBHOOK_SECRET"]),
+        ],
+        cpu=0.125,
+        memory=256,
+        timeout=1 * MINUTES,
+        max_containers=2,
+        scaledown_window=60,
+    )
+    @modal.concurrent(max_inputs=20)
+    @modal.asgi_app()
+    def webhook() -> Any:
+        """Backblaze's event notifications; each is signed, so the door itself is open."""
+        return containers.open_webhook(deployed, spawn=wake.spawn)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import modal
-import structlog
 
-from infra import paths
+from infra.api import MAX_BODY_BYTES as API_BODY_BYTES
+from infra.api import Api
+from infra.asgi import AsgiApp, asgi_app
 from infra.fleet import Pools
 from infra.launcher import ModalLauncher
 from infra.machine import build, container_start, open_notes, open_stores
+from infra.models import Problem, raise_problem
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
+from infra.webhook import MAX_BODY_BYTES, Door
 from infra.worker import Worker
 from processor.assembly import open_leases
 from processor.config import resolve_handlers
 from processor.errors import ConfigError
 from processor.events import Observer, ignore
-from processor.handler import Work
+from processor.handler import Stores, Work
+from processor.layout import INBOX
 from processor.machine import Machine
+from processor.records import Plan
 
-log = structlog.get_logger(__name__)
-
-Pull = Callable[[list[dict[str, Any]]], None]
-"""Brings models to the Volume, on a CPU; raises TaskFailed where one can't be had."""
+Render = Callable[[dict[str, Any]], dict[str, Any]]
+Pull = Callable[[list[dict[str, Any]]], Problem]
+"""Brings models to a Volume, on a CPU; says what kept it."""
 
 
 def open_worker(
@@ -59,29 +66,74 @@ def open_worker(
 
 
 def open_machine(
-    deployed: Deployment, pools: Pools, pull: Pull, observe: Observer = ignore
+    deployed: Deployment, pools: Pools, pulls: Mapping[str, Pull], observe: Observer = ignore
 ) -> tuple[Machine, Deployment]:
-    """The machine of a tick or a dispatcher, and the settings it works by."""
+    """The machine of a tick or a dispatcher, and the settings it works by.
+
+    Args:
+        pulls: by kind of task; `render` is given models, `train` tasks.
+    """
     ours = container_start(deployed)
-    launcher = ModalLauncher(pools, StopNotes(open_notes(ours)), _Preparing(pull))
+    launcher = ModalLauncher(pools, StopNotes(open_notes(ours)), _Preparing(pulls))
     return build(ours, launcher, observe), ours
 
 
-def started() -> None:
-    """Say that a container is ready to work, with what it is."""
-    log.info("container.ready", task=os.environ.get("MODAL_TASK_ID"), root=str(paths.here("/")))
+def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:
+    """What brings base models here: the train handler's own way."""
+    ours = container_start(deployed)
+    dotted = ours.settings.handlers["train"]
+    factories = resolve_handlers(ours.settings.model_copy(update={"handlers": {"train": dotted}}))
+    handler = factories["train"].configured(ours.settings, open_stores(ours))
+    fetch: Callable[[Plan, Stores], None] = handler.fetch_bases
+    return fetch
+
+
+def open_api(deployed: Deployment, *, render: Render, wake: Callable[[], object]) -> AsgiApp:
+    """The headless API of a container."""
+    ours = container_start(deployed)
+    main = open_stores(ours).main
+    api = Api(main, open_leases(ours.settings, main), render, wake)
+    return asgi_app(api, limit_bytes=API_BODY_BYTES)
+
+
+def open_webhook(deployed: Deployment, *, spawn: Callable[[float], object]) -> AsgiApp:
+    """The webhook's door of a container; its secret is in the environment."""
+    ours = container_start(deployed)
+    door = Door(
+        secret=os.environ["DROPBATCH_WEBHOOK_SECRET"],
+        inbox=inbox_in_bucket(ours.settings.store_url),
+        notes=open_notes(ours),
+        spawn=spawn,
+        now=time.time,
+    )
+    return asgi_app(door, limit_bytes=MAX_BODY_BYTES)
+
+
+def inbox_in_bucket(url: str) -> str:
+    """The inbox's prefix as Backblaze sees it, with the root prefix of our keys."""
+    prefix = unquote(urlsplit(url).path).strip("/")
+    return f"{prefix}/{INBOX}" if prefix else INBOX
 
 
 class _Preparing:
     """Has models pulled before the first task that needs them goes to a GPU; asks once for each."""
 
-    def __init__(self, pull: Pull) -> None:
-        self._pull = pull
-        self._there: set[tuple[str, str]] = set()
+    def __init__(self, pulls: Mapping[str, Pull]) -> None:
+        self._pulls = pulls
+        self._there: set[str] = set()
 
     def __call__(self, works: Sequence[Work]) -> None:
-        named = {(model.folder, model.name) for work in works for model in work.models}
-        missing = sorted(named - self._there)
-        if missing:
-            self._pull([{"folder": folder, "name": name} for folder, name in missing])
-            self._there.update(missing)
+        for kind, pull in self._pulls.items():
+            wanted = {json.dumps(each, sort_keys=True): each for work in works for each in _needs(work, kind)}
+            missing = [each for text, each in wanted.items() if text not in self._there]
+            if missing:
+                raise_problem(pull(missing))
+                self._there.update(wanted)
+
+
+def _needs(work: Work, kind: str) -> list[dict[str, Any]]:
+    if work.kind != kind:
+        return []
+    if kind == "train":
+        return [work.task.model_dump(mode="json", include={"index", "hash", "payload"})]
+    return [model.model_dump() for model in work.models]

@@ -1,19 +1,34 @@
-"""Models on the Volume: brought from the bucket before a GPU is rented, and let go when long unused."""
+"""Models on Volumes: brought there on a CPU before a GPU is rented, let go when long unused."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import structlog
 
 from handlers.model_cache import ModelCache
 from infra.machine import container_start, open_stores
 from infra.settings import Deployment
+from processor.errors import DropbatchError, ErrorKind, TaskFailed
+from processor.handler import Stores
 from processor.log import unit_of_work
-from processor.records import ModelFile
+from processor.records import ErrorReport, ModelFile, Plan, Task
+from processor.report import error_report
 
 log = structlog.get_logger(__name__)
+
+Problem = dict[str, Any] | None
+"""An `ErrorReport` as JSON. Our exceptions would lose what they say on the wire."""
+
+_OWN: Final = ".dropbatch"
+_USED: Final = f"{_OWN}/used.json"
+_GB: Final = 1_000_000_000
 
 
 def pull(
@@ -22,19 +37,153 @@ def pull(
     *,
     commit: Callable[[], None],
     reload: Callable[[], None],
-) -> None:
-    """Have these models on the Volume.
+) -> Problem:
+    """Have these models on the Volume, and no more than its limit of others.
 
-    Raises:
-        TaskFailed: MISSING_MODEL, naming folder and file.
-        StoreError: the bucket could not be read.
+    Returns:
+        What kept it, naming file and folder; None if all are there.
     """
     ours = container_start(deployed)
     models = [ModelFile.model_validate(each) for each in wanted]
-    with unit_of_work("pull", models=[f"{model.folder}/{model.name}" for model in models]) as line:
-        reload()
-        stores = open_stores(ours)
-        cache = ModelCache(ours.settings.models_path, stores.models)
-        replaced = cache.ensure(models)
-        line.add(replaced=replaced)
-        commit()
+    named = [f"{model.folder}/{model.name}" for model in models]
+    with unit_of_work("pull", models=named) as line:
+        try:
+            reload()
+            root = ours.settings.models_path
+            replaced = ModelCache(root, open_stores(ours).models).ensure(models)
+            note_use(root, named, now=time.time())
+            line.add(replaced=replaced, removed=trim(root, int(ours.modal.models_limit_gb * _GB), set(named)))
+            commit()
+        except DropbatchError as error:
+            line.add(why=str(error))
+            return error_report(error).model_dump(mode="json", exclude_defaults=True)
+    return None
+
+
+def pull_bases(
+    deployed: Deployment,
+    tasks: Sequence[dict[str, Any]],
+    *,
+    fetch: Callable[[Plan, Stores], None],
+    commit: Callable[[], None],
+    reload: Callable[[], None],
+) -> Problem:
+    """Have the base models of these training tasks on their Volume, from the bucket or Hugging Face.
+
+    Args:
+        fetch: the train handler's own; the process that it starts alone is given HF_TOKEN.
+    """
+    ours = container_start(deployed)
+    with unit_of_work("pull_bases", tasks=len(tasks)) as line:
+        try:
+            reload()
+            plan = Plan(job_id="bases", kind="train", tasks=[Task.model_validate(task) for task in tasks])
+            fetch(plan, open_stores(ours))
+            commit()
+        except DropbatchError as error:
+            line.add(why=str(error))
+            return error_report(error).model_dump(mode="json", exclude_defaults=True)
+    return None
+
+
+def raise_problem(problem: Problem) -> None:
+    """Raise what a pull came to.
+
+    Raises:
+        TaskFailed: with the kind that decides about a retry.
+    """
+    if problem is None:
+        return
+    report = ErrorReport.model_validate(problem)
+    raise TaskFailed(report.kind, report.what, where=report.where, mend=report.mend, details=report.details)
+
+
+def note_use(root: Path, names: Sequence[str], *, now: float) -> None:
+    """Remember when models were last asked for. One process at a time writes here."""
+    used = _read_use(root) | dict.fromkeys(names, now)
+    (root / _OWN).mkdir(parents=True, exist_ok=True)
+    (root / _USED).write_text(json.dumps(used), encoding="utf-8")
+
+
+def trim(root: Path, limit_bytes: int, keep: set[str]) -> list[str]:
+    """Remove the models that were not used for longest until the rest fits.
+
+    Args:
+        keep: `folder/name` of those that stay whatever their age.
+    Returns:
+        What was removed. The bucket still has it.
+    """
+    used = _read_use(root)
+    sizes = {name: (_size(root / name), _last_use(root / name, used.get(name))) for name in _models(root)}
+    total = sum(size for size, _ in sizes.values())
+    removed = []
+    for name, (size, _) in sorted(sizes.items(), key=lambda item: item[1][1]):
+        if total <= limit_bytes:
+            break
+        if name in keep:
+            continue
+        _remove(root / name)
+        total -= size
+        removed.append(name)
+    return removed
+
+
+def listing(root: Path) -> list[dict[str, Any]]:
+    """Every model on the Volume with its size and when it was last used."""
+    used = _read_use(root)
+    return [
+        {"name": name, "size_bytes": _size(root / name), "used_at": _last_use(root / name, used.get(name))}
+        for name in sorted(_models(root))
+    ]
+
+
+def remove(root: Path, name: str) -> None:
+    """Take a model off the Volume; the bucket keeps it.
+
+    Raises:
+        TaskFailed: there is none of that name, or the name leads out.
+    """
+    if name not in set(_models(root)):
+        raise TaskFailed(
+            ErrorKind.MISSING_MODEL, "not on the Volume", where=name, mend="`dropbatch models ls`"
+        )
+    _remove(root / name)
+
+
+def _models(root: Path) -> list[str]:
+    """`folder/name` of each: a file at any depth, or a folder in diffusers format as one."""
+    if not root.is_dir():
+        return []
+    found = []
+    for folder in sorted(each for each in root.iterdir() if each.is_dir() and each.name != _OWN):
+        if folder.name == "diffusers":
+            found += [f"{folder.name}/{tree.name}" for tree in folder.iterdir()]
+            continue
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        found += [path.relative_to(root).as_posix() for path in files]
+    return found
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+def _last_use(path: Path, noted: float | None) -> float:
+    return noted if noted is not None else path.stat().st_mtime
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _read_use(root: Path) -> dict[str, float]:
+    with suppress(OSError, ValueError):
+        known = json.loads((root / _USED).read_text("utf-8"))
+        if isinstance(known, dict):
+            return {str(name): float(at) for name, at in known.items()}
+    return {}

@@ -16,8 +16,10 @@ SOURCE: Final = "/root"
 """Our packages, as mounted."""
 MODELS: Final = "/models"
 """The Volume with `comfy_models/` as its folders."""
-BASE_MODELS: Final = "/base_models"
-"""The Volume with models in diffusers format, and Hugging Face's cache."""
+SCRATCH: Final = "/var/dropbatch"
+"""Work in progress; gone with the container."""
+BASE_MODELS: Final = f"{SCRATCH}/base_models"
+"""The Volume with models in diffusers format, where the train handler looks for them."""
 COMFYUI: Final = "/root/comfy/ComfyUI"
 """Where comfy-cli installs it."""
 AI_TOOLKIT: Final = "/opt/ai-toolkit"
@@ -31,5 +33,5 @@ def here(path: str) -> Path:
 
 
 def scratch() -> Path:
-    """Where this container may write: gone with it."""
-    return here("/tmp/dropbatch")  # noqa: S108 - a container's own, used by nobody else
+    """`SCRATCH` as this process sees it."""
+    return here(SCRATCH)

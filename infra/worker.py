@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ class Worker:
         self._busy = 0
         self._strikes = 0
         self._checked_at = time.monotonic()
-        self._seen_models: set[tuple[str, str]] = set()
+        self._seen_jobs: set[str] = set()
 
     def warm(self) -> None:
         """Start the engine before the first task comes, where the handler has one."""
@@ -85,6 +86,18 @@ class Worker:
             executions = [self._run_one(work, order, stop) for work, stop in tasks]
         self._look_after(executions)
         return [execution_to_json(execution) for execution in executions]
+
+    def run_aside(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """As `run`, on a thread: a container that takes one input at a time runs it on its main
+        thread, where a preemption's SIGINT would cut the task off instead of asking it to end."""
+        with ThreadPoolExecutor(1, thread_name_prefix="task") as pool:
+            future = pool.submit(self.run, value)
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                self._stops.stop_all(ErrorKind.PREEMPTED)
+                wait([future], timeout=EXIT_GRACE_S)
+                raise
 
     def close(self) -> None:
         """Stop what runs, give it a moment to leave, stop the engine. Idempotent."""
@@ -122,17 +135,16 @@ class Worker:
             return execution
 
     def _bring_models(self, works: list[Work]) -> None:
-        """See what was pulled to the Volume since this container started; best effort.
+        """See what was pulled to the Volume for a job that is new here; best effort.
 
         The handler downloads what is still missing, so a reload that fails (files are open)
         costs GPU time, and nothing else.
         """
-        wanted = {(model.folder, model.name) for work in works for model in work.models}
-        if wanted <= self._seen_models:
-            return
-        with suppress(RuntimeError):
-            self._reload_models()
-        self._seen_models |= wanted
+        jobs = {work.job_id for work in works}
+        if not jobs <= self._seen_jobs:
+            with suppress(RuntimeError):
+                self._reload_models()
+            self._seen_jobs |= jobs
 
     def _look_after(self, executions: list[Execution]) -> None:
         """Between tasks: is this container fit for the next? A sick one gets nothing more."""

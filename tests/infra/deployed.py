@@ -113,7 +113,14 @@ class Deployed:
 
 
 @contextmanager
-def deployed(root: Path, endpoint_url: str, **modal_settings: Any) -> Iterator[Deployed]:
+def deployed(
+    root: Path,
+    endpoint_url: str,
+    *,
+    secrets: dict[str, dict[str, str]] | None = None,
+    container_env: dict[str, str] | None = None,
+    **modal_settings: Any,
+) -> Iterator[Deployed]:
     """The app, deployed as a user does, on a new bucket of that server."""
     store = make_bucket(endpoint_url, versions=True)
     env = {
@@ -123,10 +130,11 @@ def deployed(root: Path, endpoint_url: str, **modal_settings: Any) -> Iterator[D
         "DROPBATCH_LEASE_S": "20",
         "DROPBATCH_RENEW_S": "4",
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
-        "DROPBATCH_HANDLERS": '{"render": "handlers.render:RenderHandler"}',
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
     }
-    with Loopback(root / "modal") as running:
+    with Loopback(root / "modal", container_env=container_env) as running:
+        for name, values in (secrets or {}).items():
+            running.set_secret(name, values)
         running.set_secret("b2-credentials", {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET})
         running.deploy("-m", "infra.app", env=env)
         yield Deployed(running, store, env)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,6 @@ class Snapshot:
     folder: Path
     """Holds `weights.safetensors` and maybe `optimizer.pt`; removed after the upload."""
     losses: list[tuple[int, float]] = field(default_factory=list)
-    samples: list[Path] = field(default_factory=list)
-    """New ones since the last checkpoint."""
     seconds: float = 0.0
 
 
@@ -92,6 +91,8 @@ class CheckpointStore:
         self._keep = keep
         self._known: list[tuple[int, str]] = []
         """Step and key of every record known, oldest step first."""
+        self._newest: Checkpoint | None = None
+        """The last one that this execution wrote."""
         self.samples: list[KeptFile] = []
         """All samples in the bucket so far."""
 
@@ -115,39 +116,50 @@ class CheckpointStore:
             log.warning("checkpoint.passed_over", job_id=self._job_id, key=key)
         return None
 
-    def upload(self, snapshot: Snapshot) -> Checkpoint | None:
+    def upload(self, snapshot: Snapshot | None, samples: Sequence[Path] = ()) -> None:
         """Put a snapshot into the bucket, its record last; then prune to the newest.
 
-        Returns:
-            The record, or None if the snapshot is not whole: nothing was kept of it.
-        Cost: 3 requests, 1 per new sample, 3 to 6 for what is pruned.
+        A snapshot that is not whole is let go.
+
+        Args:
+            snapshot: None to add samples to the newest record alone.
+            samples: new sample pictures.
+        Cost: 3 requests, 1 per new sample, 6 for what is pruned.
         """
-        weights = snapshot.folder / WEIGHTS
+        self.samples += [self._put(path, f"samples/{path.name}", path.name) for path in samples]
+        if snapshot is None:
+            if self._newest is not None:
+                self._record(self._newest.model_copy(update={"samples": self.samples}))
+            return
+        weights, optimizer = snapshot.folder / WEIGHTS, snapshot.folder / OPTIMIZER
         try:
             step = read_header(weights).step
         except (BadWeights, OSError) as error:
             log.warning("checkpoint.not_whole", step=snapshot.step, why=str(error))
-            return None
-        if step is None:
-            step = snapshot.step
+            return
         name = f"{snapshot.step:09d}"
-        optimizer = snapshot.folder / OPTIMIZER
-        self.samples += [self._put(path, f"samples/{path.name}", path.name) for path in snapshot.samples]
-        record = Checkpoint(
-            step=step,
-            hash=self._hash,
-            weights=self._put(weights, f"{name}.safetensors", WEIGHTS),
-            optimizer=self._put(optimizer, f"{name}.{OPTIMIZER}", OPTIMIZER) if optimizer.exists() else None,
-            samples=self.samples,
-            losses=snapshot.losses,
-            seconds=snapshot.seconds,
+        self._record(
+            Checkpoint(
+                step=snapshot.step if step is None else step,
+                hash=self._hash,
+                weights=self._put(weights, f"{name}.safetensors", WEIGHTS),
+                optimizer=self._put(optimizer, f"{name}.{OPTIMIZER}", OPTIMIZER)
+                if optimizer.exists()
+                else None,
+                samples=self.samples,
+                losses=snapshot.losses,
+                seconds=snapshot.seconds,
+            )
         )
-        key = f"{self._prefix}{name}.json"
-        self._store.put(key, dump(record), media_type="application/json")
-        self._known.append((snapshot.step, key))
-        self._known.sort()
         self._prune()
-        return record
+
+    def _record(self, record: Checkpoint) -> None:
+        key = f"{self._prefix}{record.step:09d}.json"
+        self._store.put(key, dump(record), media_type="application/json")
+        self._newest = record
+        if (record.step, key) not in self._known:
+            self._known.append((record.step, key))
+            self._known.sort()
 
     def fetch_sample(self, sample: KeptFile, target: Path) -> bool:
         """Bring a sample of an earlier attempt here; whether it arrived whole."""

@@ -307,6 +307,8 @@ def _finished(process: Process, trigger: str) -> Process:
     check_text(trigger, where="trigger_word")
     for prompt in process.get("sample", {}).get("prompts", []):
         check_text(prompt, where="sample_prompts")
+    if "sample" in process:
+        process["sample"].setdefault("neg", "")
     process["trigger_word"] = trigger
     for dataset in process["datasets"]:
         dataset["default_caption"] = trigger

@@ -71,6 +71,8 @@ class Training:
         self._seconds_per_step = 0.0
         self._saved: Path | None = None
         self._sampled: set[str] = set()
+        self._saved_at = -1
+        """Step of a save whose samples are still to be looked for."""
 
     def run(self) -> TaskOutput:
         """Train to the end.
@@ -179,6 +181,9 @@ class Training:
         event = read_piece(line, self._run.trainer_name)
         if isinstance(event, Step):
             self._count(event)
+            if event.done > self._saved_at >= 0:
+                self._saved_at = -1
+                uploader.add_samples(self._new_samples())
         elif isinstance(event, NanLoss):
             raise nan_loss(self._step)
         elif isinstance(event, Saved):
@@ -210,15 +215,18 @@ class Training:
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)  # pruned by the trainer meanwhile
             return
-        samples = [
-            path
-            for path in sorted((self._folder / "samples").glob("*.*"))
-            if path.is_file() and path.name not in self._sampled
-        ]
-        self._sampled.update(path.name for path in samples)
         points = [point for point in self._curve.points if point[0] <= step]
         seconds = self._seconds_before + time.monotonic() - self._began
-        uploader.add(Snapshot(step, folder, points, samples, seconds))
+        uploader.add(Snapshot(step, folder, points, seconds))
+        self._saved_at = step
+
+    def _new_samples(self) -> list[Path]:
+        """Sample pictures since the last look. They are made right after a save, so by the next
+        step they are whole."""
+        found = [path for path in sorted((self._folder / "samples").glob("*.*")) if path.is_file()]
+        new = [path for path in found if path.name not in self._sampled]
+        self._sampled.update(path.name for path in new)
+        return new
 
     def _stop_in_time(self) -> None:
         """Right after a checkpoint, stop if the next one would come too late or too dear."""

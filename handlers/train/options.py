@@ -109,6 +109,7 @@ class TrainOptions(Model):
                 "sampler": self.noise_scheduler,
                 "sample_every": self.sample_every,
                 "prompts": list(self.sample_prompts),
+                "neg": "",  # without one the trainer's tokenizer fails on None
                 "width": self.sample_size[0],
                 "height": self.sample_size[1],
                 "seed": self.seed,

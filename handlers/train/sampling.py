@@ -18,7 +18,8 @@ _SEEDS: Final = SeedRange(start=1, count=3)
 def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) -> list[dict[str, Any]]:
     """The render jobs to drop once the LoRA is published, as JSON; at most one.
 
-    The preset's own is emitted only if its workflow is among the ready ones.
+    The preset's own is emitted only if its workflow is among the ready ones, and only for
+    the preset's own base model: on another one it would show something else.
 
     Args:
         task: the run whose LoRA is tested, the first of a sweep.
@@ -27,7 +28,8 @@ def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) 
     if isinstance(job.sample, RenderJob):
         return [_with_lora(job.sample.model_dump(mode="json", exclude_defaults=True), file)]
     wanted = preset.test_render if preset is not None and job.sample else None
-    if wanted is None or not has_workflow(wanted.workflow):
+    own_base = preset is not None and task.payload["base"]["name"] == preset.base.name
+    if wanted is None or not own_base or not has_workflow(wanted.workflow):
         return []
     texts = {
         name: value.replace("{trigger}", trigger) if isinstance(value, str) else value

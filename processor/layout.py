@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import PurePosixPath
 
 from processor.records import Outcome
@@ -28,6 +28,7 @@ COMFY_MODELS = "comfy_models/"
 BASE_MODELS = "models/"
 DATASETS = "datasets/"
 OUTPUTS = "comfy_outputs/"
+NIGHTS = "comfy_outputs/nightly/"
 STATE = "state/"
 AUTHORITY = "state/authority.json"
 OBJECT_INFO = "state/object_info.json"
@@ -83,6 +84,14 @@ def training_page_key(job: str) -> str:
 
 def manifest_key(job: str) -> str:
     return f"{OUTPUTS}{job}/manifest.json"
+
+
+def night_report_key(morning: date) -> str:
+    return f"{NIGHTS}{morning:%Y-%m-%d}/report.json"
+
+
+def night_page_key(morning: date) -> str:
+    return f"{NIGHTS}{morning:%Y-%m-%d}/index.html"
 
 
 def gallery_key(job: str) -> str:

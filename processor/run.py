@@ -13,23 +13,42 @@ from processor.attempt import Claim
 from processor.dispatch import process
 from processor.errors import StoreError
 from processor.machine import Machine
+from processor.nightly import Mornings
 from processor.records import Manifest, Outcome
 from processor.sweep import sweep
-from processor.tick import TickReport, tick
+from processor.tick import TickReport, claim_more, tick
 
 log = structlog.get_logger(__name__)
 
 _SWEEP_EVERY_S = 3600.0
+_FRESH_S = 10.0
+"""For so long jobs are claimed from the last look at the inbox; unless something was dropped."""
 
 
 class Wake:
-    """Ends the loop's waiting early: a watcher, a finished job or a stop sets it."""
+    """Ends the loop's waiting early: a watcher or a stop sets it, a finished job nudges it."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._news = threading.Event()
 
     def set(self) -> None:
+        """There may be something new in the inbox."""
+        self._news.set()
         self._event.set()
+
+    def nudge(self) -> None:
+        """There is room for another job."""
+        self._event.set()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it was set since `take_news`."""
+        return self._news.is_set()
+
+    def take_news(self) -> None:
+        """The inbox is looked at next, whatever is set from now on is news again."""
+        self._news.clear()
 
     def wait(self, timeout_s: float) -> None:
         self._event.wait(timeout_s)
@@ -102,20 +121,29 @@ class _Loop:
         self._report = RunReport()
         self._problem_logged: str | None = None
         self._sweep_at = machine.clock.monotonic()
+        self._last: TickReport | None = None
+        self._looked_at = 0.0
+        self._mornings = Mornings(machine)
+        self._reporting: Future[None] | None = None
 
     def run(self, *, once: bool) -> RunReport:
         stop = self._machine.stop
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="dispatch") as pool:
             while not stop.is_set():
-                tick_report = self._tick()
-                for claim in tick_report.claims:
-                    self._start(pool, claim)
+                tick_report = self._claim(pool)
                 if once and self._finished(tick_report):
                     break
+                self._report_the_night(pool)
                 if not once:
                     self._sweep_now_and_then(pool)
                 self._wake.wait(self._pause_s(tick_report))
+        if not stop.is_set() and self._report.problem is None:
+            self._mornings.look()
         return self._report
+
+    def _report_the_night(self, pool: ThreadPoolExecutor) -> None:
+        if self._mornings.due and (self._reporting is None or self._reporting.done()):
+            self._reporting = pool.submit(self._mornings.look)
 
     def _sweep_now_and_then(self, pool: ThreadPoolExecutor) -> None:
         now = self._machine.clock.monotonic()
@@ -123,17 +151,48 @@ class _Loop:
             self._sweep_at = now + _SWEEP_EVERY_S
             pool.submit(_sweep_quietly, self._machine)
 
-    def _tick(self) -> TickReport:
+    def _claim(self, pool: ThreadPoolExecutor) -> TickReport:
+        """Fill up with jobs: of those that the last look found, or of those that a new one does."""
+        busy = self._busy_ids()
+        report = self._last
+        claims = self._claim_more(report, busy) if report and self._is_fresh(report) else []
+        if report is None or not (claims or busy) or not self._is_fresh(report):
+            self._wake.take_news()
+            self._looked_at = self._machine.clock.monotonic()
+            report = self._last = self._tick(busy)
+            claims = report.claims
+        for claim in claims:
+            self._start(pool, claim)
+        return report
+
+    def _is_fresh(self, report: TickReport) -> bool:
+        age_s = self._machine.clock.monotonic() - self._looked_at
+        return not self._wake.has_news and age_s < min(_FRESH_S, report.next_wake_s)
+
+    def _claim_more(self, report: TickReport, busy: set[str]) -> list[Claim]:
+        capacity = self._concurrency - len(busy)
+        if capacity <= 0 or not report.has_more:
+            return []
+        claims = claim_more(self._machine, report, capacity=capacity, busy=busy)
+        self._note_problem(report)
+        return claims
+
+    def _busy_ids(self) -> set[str]:
         with self._lock:
-            busy = set(self._busy)
+            return set(self._busy)
+
+    def _tick(self, busy: set[str]) -> TickReport:
         capacity = self._concurrency - len(busy)
         report = tick(self._machine, capacity=capacity, busy=busy, night_open=self._night_open)
-        if report.problem and report.problem != self._problem_logged:
-            log.error("tick.problem", why=report.problem)
-        self._problem_logged = self._report.problem = report.problem
+        self._note_problem(report)
         if self._on_tick:
             self._on_tick(report)
         return report
+
+    def _note_problem(self, report: TickReport) -> None:
+        if report.problem and report.problem != self._problem_logged:
+            log.error("tick.problem", why=report.problem)
+        self._problem_logged = self._report.problem = report.problem
 
     def _start(self, pool: ThreadPoolExecutor, claim: Claim) -> None:
         with self._lock:
@@ -143,6 +202,7 @@ class _Loop:
 
     def _end(self, job_id: str, done: Future[Manifest | None]) -> None:
         manifest = done.result()
+        self._mornings.note([manifest] if manifest else [])
         with self._lock:
             del self._busy[job_id]
             if manifest is None:
@@ -150,7 +210,7 @@ class _Loop:
             else:
                 outcomes = self._report.outcomes
                 outcomes[manifest.outcome] = outcomes.get(manifest.outcome, 0) + 1
-        self._wake.set()
+        self._wake.nudge()
 
     def _finished(self, report: TickReport) -> bool:
         with self._lock:

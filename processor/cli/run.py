@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 def command(
     *,
     once: Annotated[bool, typer.Option("--once", help="End when nothing is due any more.")] = False,
+    night: Annotated[
+        bool, typer.Option("--night", help="Take the jobs that wait for the night now.")
+    ] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Jobs in work at a time.", show_default=False)
     ] = None,
@@ -52,7 +55,7 @@ def command(
         from processor.cli.display import Display
 
         display = Display()
-    report, signalled = run_bucket(settings, once=once, display=display)
+    report, signalled = run_bucket(settings, once=once, night=night, display=display)
     if as_json:
         console.print_json(
             {
@@ -65,7 +68,7 @@ def command(
 
 
 def run_bucket(
-    settings: Settings, *, once: bool, display: Display | None
+    settings: Settings, *, once: bool, display: Display | None, night: bool = False
 ) -> tuple[RunReport, signal.Signals | None]:
     """Build the machine and run it, with or without someone watching.
 
@@ -91,6 +94,7 @@ def run_bucket(
                 machine,
                 concurrency=settings.concurrency,
                 once=once,
+                night_open=True if night else None,
                 period_s=settings.tick_s,
                 wake=wake,
             )

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 from urllib.parse import quote
@@ -23,9 +24,11 @@ from aiohttp import web
 from processor.cli.jobs import read_manifest, recent
 from processor.errors import AccessDenied, DropbatchError, InvalidKey, NotFound, StoreError
 from processor.gallery import SHOWN, job_entry, render_gallery, render_index
-from processor.layout import DONE, FAILED, OUTPUTS, is_job_id
+from processor.layout import DONE, FAILED, NIGHTS, OUTPUTS, is_job_id, night_report_key
+from processor.night_page import render_night
+from processor.nightly import NightReport
 from processor.redact import redact
-from processor.store import Store, check_key
+from processor.store import Store, check_key, read_bytes
 
 _CHUNK_BYTES: Final = 256 * 1024
 _POLICY: Final = (
@@ -45,6 +48,8 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+_NIGHT: Final = re.compile(NIGHTS + r"(?P<day>\d{4}-\d\d-\d\d)/(index\.html)?")
+_MAX_REPORT_BYTES: Final = 64 * 1024 * 1024
 _SHOWN_JOBS: Final = 60
 _DAYS: Final = 30
 
@@ -112,6 +117,8 @@ class _Pages:
     async def output(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"]
         job, _, rest = path.partition("/")
+        if night := _NIGHT.fullmatch(OUTPUTS + path):
+            return _html(await asyncio.to_thread(self._night, night["day"]))
         if is_job_id(job) and path.count("/") == 0:
             raise web.HTTPMovedPermanently(f"/{OUTPUTS}{quote(job)}/")
         if is_job_id(job) and rest in ("", "index.html"):
@@ -130,6 +137,15 @@ class _Pages:
         if manifest is None:
             raise StoreError("this job has not finished yet", where=job)
         return render_gallery(manifest)
+
+    def _night(self, day: str) -> str:
+        """As `_gallery`: from the report's data, whatever page lies beside it."""
+        try:
+            key = night_report_key(date.fromisoformat(day))
+        except ValueError:
+            raise NotFound("there is no such day", where=day) from None
+        data = read_bytes(self._store, key, limit_bytes=_MAX_REPORT_BYTES)
+        return render_night(NightReport.model_validate_json(data))
 
     async def _file(self, request: web.Request, key: str) -> web.StreamResponse:
         download = await asyncio.to_thread(self._store.get, check_key(key))

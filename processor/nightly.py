@@ -1,0 +1,227 @@
+"""The morning report: what a night did, as one page and one JSON, made once the night is over.
+
+A job belongs to the night in which it began; one of `inbox/nightly/` that was begun by hand, to
+the night before. A job that ends after its night has closed makes the report anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from datetime import date, timedelta
+
+import structlog
+from pydantic import AwareDatetime
+
+from processor.errors import NotFound, StoreError
+from processor.gallery import file_href, job_name, shown_as_of
+from processor.layout import NIGHTLY, night_page_key, night_report_key
+from processor.machine import Machine
+from processor.models import Model
+from processor.night_page import render_night
+from processor.records import Manifest, Outcome, dump
+from processor.report import error_line
+from processor.schedule import Night, Window
+from processor.settled import manifests, settled_jobs
+
+log = structlog.get_logger(__name__)
+
+MAX_JOBS = 2_000
+"""A report shows the newest; its totals are of those, and it says so."""
+MAX_PICTURES = 24
+"""Of one job, spread evenly over the gallery's order."""
+_AGAIN_S = 600.0
+
+
+class NightJob(Model):
+    """A job as a report names it."""
+
+    job_id: str
+    name: str
+    outcome: Outcome
+    drop: str
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    tasks: int = 0
+    failed: int = 0
+    """Tasks without a result."""
+    files: int = 0
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+    pictures: list[str] = []
+    """Relative to the job's folder, ready to be linked."""
+    error: str | None = None
+
+
+class NightReport(Model):
+    """`comfy_outputs/nightly/<date>/report.json`."""
+
+    morning: date
+    opened_at: AwareDatetime
+    closed_at: AwareDatetime
+    made_at: AwareDatetime
+    jobs: list[NightJob]
+    more: int = 0
+    """Jobs beyond `MAX_JOBS`, of which nothing is told."""
+
+    @property
+    def tasks(self) -> int:
+        return sum(job.tasks for job in self.jobs)
+
+    @property
+    def failed_tasks(self) -> int:
+        return sum(job.failed for job in self.jobs)
+
+    @property
+    def files(self) -> int:
+        return sum(job.files for job in self.jobs)
+
+    @property
+    def seconds(self) -> float:
+        return sum(job.seconds for job in self.jobs)
+
+    @property
+    def cost_usd(self) -> float:
+        return sum(job.cost_usd for job in self.jobs)
+
+
+def night_of(night: Night, manifest: Manifest) -> Window | None:
+    """The night that a job belongs to, None for one of the day."""
+    window = night.begun(manifest.started_at)
+    held = manifest.drop.key.startswith(NIGHTLY)
+    return window if held or manifest.started_at in window else None
+
+
+def make_report(machine: Machine, window: Window) -> NightReport | None:
+    """Write a night's page and JSON; None, and nothing written, if no job ran.
+
+    Cost: 2 requests a day the night touches, 1 a job settled since it opened, and 2.
+    """
+    night, store, now = machine.policy.night, machine.stores.main, machine.clock.now()
+    if night is None:
+        return None
+    settled = settled_jobs(store, since=window.opens, until=min(now, window.closes + timedelta(days=1)))
+    kept = settled[-MAX_JOBS:]
+    jobs = [summarise(manifest) for manifest in manifests(store, kept) if night_of(night, manifest) == window]
+    if not jobs:
+        return None
+    report = NightReport(
+        morning=window.morning,
+        opened_at=window.opens,
+        closed_at=window.closes,
+        made_at=now,
+        jobs=sorted(jobs, key=lambda job: (job.started_at, job.job_id)),
+        more=len(settled) - len(kept),
+    )
+    store.put(night_report_key(window.morning), dump(report), media_type="application/json")
+    page = render_night(report).encode()
+    store.put(night_page_key(window.morning), page, media_type="text/html; charset=utf-8")
+    log.info("night.reported", morning=window.morning.isoformat(), jobs=len(jobs))
+    return report
+
+
+def summarise(manifest: Manifest) -> NightJob:
+    """A manifest as a report shows it. Pure."""
+    hrefs = [
+        href
+        for result in sorted(manifest.tasks, key=lambda result: result.index)
+        for file in result.files
+        if shown_as_of(file) == "image" and (href := file_href(manifest.job_id, file.key))
+    ]
+    done = sum(result.status == "done" for result in manifest.tasks)
+    total = len(manifest.plan.tasks) if manifest.plan else len(manifest.tasks)
+    return NightJob(
+        job_id=manifest.job_id,
+        name=job_name(manifest),
+        outcome=manifest.outcome,
+        drop=manifest.drop.key,
+        started_at=manifest.started_at,
+        finished_at=manifest.finished_at,
+        tasks=total,
+        failed=total - done,
+        files=sum(len(result.files) for result in manifest.tasks),
+        seconds=manifest.seconds,
+        cost_usd=manifest.cost_usd,
+        pictures=spread(hrefs, MAX_PICTURES),
+        error=error_line(manifest.error) if manifest.error else None,
+    )
+
+
+def spread(items: list[str], count: int) -> list[str]:
+    """At most `count` of them, evenly spaced, in their order; the first is always one."""
+    if len(items) <= count:
+        return items
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+class Mornings:
+    """Sees to it that each night is reported once it is over. One a process; thread-safe."""
+
+    def __init__(self, machine: Machine, *, announce: Callable[[NightReport], None] | None = None) -> None:
+        self._machine = machine
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._made: set[date] = set()
+        self._late: dict[date, Window] = {}
+        self._again_at = machine.clock.monotonic()
+
+    def note(self, ended: Iterable[Manifest]) -> None:
+        """Take notice of jobs that have just ended: if their night is over, its report is stale."""
+        night, now = self._machine.policy.night, self._machine.clock.now()
+        for manifest in ended if night else ():
+            window = night_of(night, manifest) if night else None
+            if window is not None and window.closes <= now:
+                with self._lock:
+                    self._late[window.morning] = window
+
+    @property
+    def due(self) -> bool:
+        """Whether `look` has something to do. Cost: none."""
+        night = self._machine.policy.night
+        if night is None:
+            return False
+        with self._lock:
+            stale = bool(self._late) and self._machine.clock.monotonic() >= self._again_at
+            return stale or night.closed(self._machine.clock.now()).morning not in self._made
+
+    def look(self) -> None:
+        """Report the last night if nobody has, and nights whose last jobs have ended since.
+
+        A store out of reach is tried again by the next call. Cost: 1 request once a night and
+        process if there is nothing to do; else see `make_report`.
+        """
+        night = self._machine.policy.night
+        if night is None:
+            return
+        try:
+            self._first(night.closed(self._machine.clock.now()))
+            self._anew()
+        except StoreError as error:
+            log.warning("night.not_reported", why=str(error))
+
+    def _first(self, window: Window) -> None:
+        with self._lock:
+            if window.morning in self._made:
+                return
+        if not self._reported(window):
+            report = make_report(self._machine, window)
+            if report is not None and self._announce is not None:
+                self._announce(report)
+            with self._lock:
+                self._late.pop(window.morning, None)
+        with self._lock:
+            self._made.add(window.morning)
+
+    def _anew(self) -> None:
+        with self._lock:
+            late, self._late = self._late, {}
+            self._again_at = self._machine.clock.monotonic() + _AGAIN_S
+        for window in late.values():
+            make_report(self._machine, window)
+
+    def _reported(self, window: Window) -> bool:
+        try:
+            self._machine.stores.main.stat(night_report_key(window.morning))
+        except NotFound:
+            return False
+        return True

@@ -121,6 +121,7 @@ def render_gallery(manifest: Manifest) -> str:
         "at_once": _AT_ONCE,
         "cards": [_card(manifest.job_id, result, common) for result in results],
         "source": manifest.drop.key,
+        "training": manifest.kind == "train" and bool(results),
         "engine": " · ".join(f"{name} {spell(value)}" for name, value in manifest.engine.items()),
     }
     shape = f":root {{ --ratio: {_usual_ratio(results)}; --columns: {columns or 1}; }}"

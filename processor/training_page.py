@@ -7,6 +7,7 @@ a trainer wrote is ever executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,7 @@ _TICKS: Final = 4
 _COLOURS: Final = 8
 _SMOOTHING: Final = 0.85
 _MOST_SAMPLES: Final = 400
+_SAMPLE: Final = re.compile(r"samples/step-(?P<step>\d{1,9})-(?P<number>\d{1,3})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class Row:
     resumed: str
     error: str
     best: bool
-    samples: list[Sample]
+    samples: list[list[Sample]]
+    """One list a prompt, by step."""
 
 
 def render_training(manifest: Manifest) -> str | None:
@@ -144,17 +147,17 @@ def _row(manifest: Manifest, result: TaskResult, axes: Sequence[str], best: floa
     )
 
 
-def _samples(job_id: str, result: TaskResult) -> list[Sample]:
-    """Sample pictures by step; every run has the same prompts and seeds in the same order."""
-    found = []
+def _samples(job_id: str, result: TaskResult) -> list[list[Sample]]:
+    """Sample pictures of each prompt by step; every run has the same prompts and seeds."""
+    found: dict[int, list[Sample]] = {}
     for file in result.files[:_MOST_SAMPLES]:
-        href = file_href(job_id, file.key)
-        if href is None or not file.name.startswith("samples/step-") or shown_as_of(file) != "image":
+        href, match = file_href(job_id, file.key), _SAMPLE.fullmatch(file.name)
+        if href is None or match is None or shown_as_of(file) != "image":
             continue
-        step = file.name.removeprefix("samples/step-").partition("-")[0]
-        if step.isdigit():
-            found.append(Sample(href, int(step), f"run {result.index}, step {int(step)}"))
-    return found
+        step, number = int(match["step"]), int(match["number"])
+        alt = f"run {result.index}, prompt {number}, step {step}"
+        found.setdefault(number, []).append(Sample(href, step, alt))
+    return [sorted(row, key=lambda sample: sample.step) for _, row in sorted(found.items())]
 
 
 def _loss(value: object) -> str:
@@ -194,8 +197,13 @@ def _chart(results: Sequence[TaskResult]) -> Chart | None:
         rows=[
             Tick(y(low + spread * k / _TICKS), f"{low + spread * k / _TICKS:.3g}") for k in range(_TICKS + 1)
         ],
-        columns=[Tick(x(last * k / _TICKS), f"{round(last * k / _TICKS):,}") for k in range(_TICKS + 1)],
+        columns=[Tick(x(step), f"{step:,}") for step in _even(last)],
     )
+
+
+def _even(last: int) -> list[int]:
+    """Whole steps for the ticks, the first and the last among them."""
+    return sorted({round(last * k / _TICKS) for k in range(_TICKS + 1)})
 
 
 def _points(result: TaskResult) -> list[tuple[int, float]]:

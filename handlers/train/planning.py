@@ -87,7 +87,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             Task(
                 index=index,
                 hash=canonical_hash([config_hash, dataset.name, dataset.fingerprint]),
-                params=row or {"dataset": dataset.name, "steps": run.steps},
+                params=row,
                 payload=run.model_dump(mode="json"),
                 group=base.name,
             )

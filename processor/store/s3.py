@@ -23,7 +23,7 @@ from processor.store.protocol import (
     require_put_if_absent,
 )
 from processor.store.s3_body import body_file
-from processor.store.s3_client import connect, connect_directly
+from processor.store.s3_client import connect
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
 from processor.store.s3_multipart import (
     COPY_PART_BYTES,
@@ -107,17 +107,6 @@ class S3Store:
             max_attempts=max_attempts,
             read_timeout_s=read_timeout_s,
         )
-        self._direct: Any = self._client
-        """Answers the requests that each job makes; boto3's client or one like it."""
-        if endpoint_url is not None and key_id is not None and secret is not None:
-            self._direct = connect_directly(
-                self._client,
-                key_id=key_id,
-                secret=secret,
-                max_connections=max_connections,
-                max_attempts=max_attempts,
-                read_timeout_s=read_timeout_s,
-            )
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -154,7 +143,7 @@ class S3Store:
     def get(self, key: str, *, version: str | None = None) -> Download:
         wanted = self._arguments(key, version)
         with self._confirmed(key, version):
-            reply = self._direct.get_object(**wanted)
+            reply = self._client.get_object(**wanted)
         try:
             info = self._describe(key, reply, version)
         except NotFound:
@@ -165,7 +154,7 @@ class S3Store:
 
         def reopen(start: int) -> StreamingBody:
             try:
-                again = self._direct.get_object(**wanted, Range=f"bytes={start}-")
+                again = self._client.get_object(**wanted, Range=f"bytes={start}-")
             except (ClientError, BotoCoreError) as error:
                 if status_of(error) != _RANGE_NOT_SATISFIABLE:
                     raise translate(error, f"{self.url}/{key}") from error
@@ -173,8 +162,7 @@ class S3Store:
             if again["ETag"] != reply["ETag"]:
                 again["Body"].close()
                 raise _replaced(key)
-            body: StreamingBody = again["Body"]
-            return body
+            return again["Body"]
 
         body = body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
         return Download(info, body)
@@ -197,7 +185,7 @@ class S3Store:
             if size_bytes <= _SMALL_BYTES:
                 body = data if isinstance(data, bytes) else data.read_bytes()
                 size_bytes = len(body)
-                reply = self._direct.put_object(**target, Body=body, ContentType=media_type, **condition)
+                reply = self._client.put_object(**target, Body=body, ContentType=media_type, **condition)
             elif isinstance(data, bytes):
                 reply = self._client.put_object(**target, Body=data, ContentType=media_type, **condition)
             elif size_bytes <= self._part_bytes:
@@ -230,7 +218,7 @@ class S3Store:
         reply: Any
         with self._translated(source):
             if found.size_bytes <= self._max_copy_bytes:
-                reply = self._direct.copy_object(**goal, CopySource=origin, **condition)
+                reply = self._client.copy_object(**goal, CopySource=origin, **condition)
             else:
                 reply = copy_parts(
                     self._client,
@@ -249,9 +237,13 @@ class S3Store:
         bytes. Where it isn't (sources that went up in parts), the copy itself is asked.
         """
         goal = self._arguments(target, None)
-        origin = {"Bucket": self._bucket, "Key": self._prefix + source, "VersionId": known.version}
+        origin: CopySourceTypeDef = {
+            "Bucket": self._bucket,
+            "Key": self._prefix + source,
+            "VersionId": known.version,
+        }
         with self._confirmed(source, known.version):
-            reply = self._direct.copy_object(**goal, CopySource=origin)
+            reply = self._client.copy_object(**goal, CopySource=origin)
         if reply["CopyObjectResult"]["ETag"] != known.etag:
             return self.stat(target, version=reply.get("VersionId"))
         return self._written(target, known.size_bytes, reply)
@@ -269,13 +261,12 @@ class S3Store:
                 raise VersionMismatch("another version stands there", where=key)
         try:
             with self._translated(key):
-                self._direct.delete_object(**target)
+                self._client.delete_object(**target)
         except NotFound:
             return
 
     def close(self) -> None:
         self._client.close()
-        self._direct.close()
 
     def _arguments(self, key: str, version: str | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
@@ -286,8 +277,7 @@ class S3Store:
 
     def _head(self, key: str, version: str | None) -> HeadObjectOutputTypeDef:
         with self._confirmed(key, version):
-            head: HeadObjectOutputTypeDef = self._direct.head_object(**self._arguments(key, version))
-            return head
+            return self._client.head_object(**self._arguments(key, version))
 
     def _describe(
         self, key: str, reply: HeadObjectOutputTypeDef | GetObjectOutputTypeDef, version: str | None

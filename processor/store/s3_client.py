@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Final
 import boto3.session
 from botocore.config import Config
 
-from processor.store.s3_direct import DirectClient
-
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 DEFAULT_REGION: Final = "us-east-1"
-_CONNECT_S: Final = 10
 _B2_HOST: Final = re.compile(r"^https?://s3\.([a-z0-9-]+)\.backblazeb2\.com/?$", re.IGNORECASE)
 
 
@@ -53,7 +50,7 @@ def connect(
         response_checksum_validation="when_required",
         # Adaptive: after a 503 SlowDown the whole client slows down, not one request.
         retries={"mode": "adaptive", "total_max_attempts": max_attempts},
-        connect_timeout=_CONNECT_S,
+        connect_timeout=10,
         read_timeout=read_timeout_s,
         max_pool_connections=max_connections,
         user_agent_extra="dropbatch",
@@ -62,26 +59,4 @@ def connect(
         region = b2_region(endpoint_url)
     return session.client(
         "s3", endpoint_url=endpoint_url, region_name=region or DEFAULT_REGION, config=config
-    )
-
-
-def connect_directly(
-    client: S3Client,
-    *,
-    key_id: str,
-    secret: str,
-    max_connections: int,
-    max_attempts: int,
-    read_timeout_s: float,
-) -> DirectClient:
-    """The lean client for the endpoint and region that a client of boto3's has settled on."""
-    return DirectClient(
-        client.meta.endpoint_url,
-        client.meta.region_name,
-        key_id,
-        secret,
-        max_connections=max_connections,
-        max_attempts=max_attempts,
-        connect_timeout_s=_CONNECT_S,
-        read_timeout_s=read_timeout_s,
     )

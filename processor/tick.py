@@ -44,9 +44,19 @@ class TickReport:
     """Dataset folders with something in them, and how far each is."""
     paused: bool = False
     inbox: Inbox | None = None
+    looked: int = 0
+    """How many of the inbox's due drops were looked at."""
+    ready: list[Peeked] = field(default_factory=list)
+    """Those found ready and not claimed yet."""
     problem: str | None = None
     """Why nothing could be done, for people."""
     refused: Literal["authority"] | None = None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `claim_more` may find anything."""
+        due = self.inbox.due if self.inbox and not self.paused else []
+        return bool(self.ready) or self.looked < len(due)
 
     @property
     def next_wake_s(self) -> float:
@@ -97,6 +107,34 @@ def tick(
     return report
 
 
+def claim_more(
+    machine: Machine, report: TickReport, *, capacity: int, busy: Collection[str] = ()
+) -> list[Claim]:
+    """Claim further jobs of those that a tick found, without looking at the inbox again.
+
+    A re-upload since that tick is as one that arrives while the job runs, and a pause or a
+    cancel request is noticed later by as much: only for reports that are seconds old.
+
+    Returns:
+        The new claims. A problem is noted in the report, as `tick` does.
+    Cost: 1 request and 1 of the lease store per job claimed; 2 for the authority where
+        its last check is older than a commit would take.
+    """
+    before = len(report.claims)
+    if report.inbox is None or report.problem or machine.stop.is_set():
+        return []
+    try:
+        machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
+    except ForeignAuthority as error:
+        report.problem, report.refused = str(error), "authority"
+        return []
+    except StoreError as error:
+        report.problem = str(error)
+        return []
+    _claim(machine, report.inbox, report, capacity, busy)
+    return report.claims[before:]
+
+
 def _night(machine: Machine, forced: bool | None) -> bool:
     if forced is not None:
         return forced
@@ -105,18 +143,18 @@ def _night(machine: Machine, forced: bool | None) -> bool:
 
 
 def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, busy: Collection[str]) -> None:
-    ready: list[Peeked] = []
-    for drop in inbox.due:
-        if len(ready) >= capacity * _LOOKAHEAD:
-            break
+    ready = report.ready
+    while report.looked < len(inbox.due) and len(ready) < capacity * _LOOKAHEAD:
+        drop = inbox.due[report.looked]
+        report.looked += 1
         if drop.key in inbox.held:
             report.leased += 1
         elif not (drop.version and drop.job_id in busy):
             _look(machine, drop, report, ready)
     ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
-    for peeked in ready:
-        if len(report.claims) >= capacity or machine.stop.is_set():
-            return
+    full = len(report.claims) + capacity
+    while ready and len(report.claims) < full and not machine.stop.is_set():
+        peeked = ready.pop(0)
         if peeked.drop.job_id in busy:
             continue
         lease = _acquire(machine, peeked.drop)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from processor.layout import INBOX
+from processor.layout import CONTROL, INBOX
 from processor.run import Wake
 from processor.store import Store
 from processor.store.directory import DirectoryStore
@@ -27,12 +27,24 @@ def waking(store: Store, wake: Wake) -> Iterator[bool]:
         return
     inbox = store.root / INBOX
     inbox.mkdir(parents=True, exist_ok=True)
+    control = str(store.root / CONTROL)
     ended = threading.Event()
 
     def watch() -> None:
-        from watchfiles import watch  # late: buckets elsewhere don't need it
+        from watchfiles import Change, watch  # late: buckets elsewhere don't need it
 
-        changes = watch(inbox, stop_event=ended, step=_STEP_MS, debounce=5 * _STEP_MS, raise_interrupt=False)
+        def is_news(change: Change, path: str) -> bool:
+            # What leaves the inbox was settled, mostly by ourselves; but a pause may end so.
+            return change is not Change.deleted or path.startswith(control)
+
+        changes = watch(
+            inbox,
+            watch_filter=is_news,
+            stop_event=ended,
+            step=_STEP_MS,
+            debounce=5 * _STEP_MS,
+            raise_interrupt=False,
+        )
         for _ in changes:
             wake.set()
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import modal
 
-from infra import containers, dispatching, fleet, images, models, paths, studio, ticking
+from infra import capture as schema
+from infra import containers, dispatching, fleet, images, models, mounts, paths, studio, ticking
+from infra import ui as interactive
 from infra.settings import DEPLOYED, deployment
 
 MINUTES = 60
@@ -84,6 +86,58 @@ def pull_bases(tasks: list[dict[str, Any]]) -> models.Problem:
         commit=training_volume.commit,
         reload=training_volume.reload,
     )
+
+
+@app.function(
+    image=base,
+    secrets=[told, bucket_key],
+    volumes={paths.MODELS: model_volume},
+    cpu=4.0,
+    memory=4096,
+    timeout=24 * HOURS,
+    max_containers=1,
+    retries=0,
+)
+def sync_models(path: str = "", push: bool = False, progress_id: str = "") -> dict[str, Any]:
+    """Copy `comfy_models/<path>` from the bucket to the Volume; with `push` back. Only what changed."""
+    return models.sync(
+        deployed,
+        path,
+        push=push,
+        progress_id=progress_id,
+        commit=model_volume.commit,
+        reload=model_volume.reload,
+    )
+
+
+@app.function(
+    image=base,
+    secrets=[told],
+    volumes={paths.MODELS: model_volume},
+    cpu=0.25,
+    memory=512,
+    timeout=10 * MINUTES,
+    max_containers=1,
+    retries=0,
+)
+def model_files(remove: str = "") -> dict[str, Any]:
+    """The models on the Volume, after one was removed; the bucket keeps it."""
+    return models.files(deployed, remove, commit=model_volume.commit, reload=model_volume.reload)
+
+
+@app.function(
+    image=engine,
+    secrets=[told, bucket_key],
+    volumes={paths.MODELS: model_volume},
+    cpu=4.0,
+    memory=8192,
+    timeout=30 * MINUTES,
+    max_containers=1,
+    retries=0,
+)
+def capture() -> dict[str, Any]:
+    """Take ComfyUI's node schema, without a GPU. `dropbatch deploy` calls it."""
+    return schema.capture(deployed)
 
 
 @app.cls(
@@ -349,3 +403,24 @@ if options.webhook:
     def webhook() -> Any:
         """Backblaze's event notifications; each is signed, so the door itself is open."""
         return containers.open_webhook(deployed, spawn=wake.spawn)
+
+
+if options.ui:
+    user_volume = modal.Volume.from_name(options.user_volume, create_if_missing=True, version=2)
+
+    @app.function(
+        image=engine,
+        gpu=options.ui_gpu if options.engine == "comfyui" else None,
+        secrets=[told, bucket_key, *slack],
+        volumes={paths.MODELS: model_volume, paths.USER: user_volume, **mounts.of(settings, options)},
+        cpu=4.0,
+        memory=16384,
+        timeout=24 * HOURS,
+        max_containers=1,
+        scaledown_window=options.ui_idle_s,
+    )
+    @modal.concurrent(max_inputs=100)
+    @modal.web_server(interactive.PORT, startup_timeout=5 * MINUTES, requires_proxy_auth=True)
+    def ui() -> None:
+        """ComfyUI in the browser; `dropbatch app` opens it."""
+        interactive.start(deployed, end=modal.experimental.stop_fetching_inputs)

@@ -13,7 +13,8 @@ from typing import Any, Final
 import structlog
 
 from handlers.model_cache import ModelCache
-from infra.machine import container_start, open_stores
+from infra import rclone
+from infra.machine import container_start, open_notes, open_stores
 from infra.settings import Deployment
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
 from processor.handler import Stores
@@ -29,6 +30,7 @@ Problem = dict[str, Any] | None
 _OWN: Final = ".dropbatch"
 _USED: Final = f"{_OWN}/used.json"
 _GB: Final = 1_000_000_000
+_TELL_EVERY_S: Final = 3.0
 
 
 def pull(
@@ -84,6 +86,59 @@ def pull_bases(
             line.add(why=str(error))
             return error_report(error).model_dump(mode="json", exclude_defaults=True)
     return None
+
+
+def sync(
+    deployed: Deployment,
+    path: str,
+    *,
+    push: bool,
+    progress_id: str,
+    commit: Callable[[], None],
+    reload: Callable[[], None],
+) -> dict[str, Any]:
+    """Copy a folder of models between bucket and Volume; `stats` or `error`.
+
+    Args:
+        progress_id: where in the app's notes the caller looks how far it is; "" if nobody does.
+    """
+    ours = container_start(deployed)
+    notes = open_notes(ours)
+    told_at = 0.0
+
+    def progress(stats: dict[str, Any]) -> None:
+        nonlocal told_at
+        if progress_id and time.monotonic() - told_at > _TELL_EVERY_S:
+            told_at = time.monotonic()
+            notes.put(f"progress/{progress_id}", json.dumps(stats))
+            commit()  # what is there by now stays, whatever comes
+
+    with unit_of_work("sync", path=path, push=push) as line:
+        try:
+            reload()
+            stats = rclone.copy(ours, path, ours.settings.models_path, push=push, progress=progress)
+            if not push:
+                commit()
+        except DropbatchError as error:
+            line.add(why=str(error))
+            return {"error": error_report(error).model_dump(mode="json", exclude_defaults=True)}
+        line.add(**stats)
+        return {"stats": stats}
+
+
+def files(
+    deployed: Deployment, gone: str, *, commit: Callable[[], None], reload: Callable[[], None]
+) -> dict[str, Any]:
+    """The models on the Volume, after one was removed if one is named; `models` or `error`."""
+    root = container_start(deployed).settings.models_path
+    reload()
+    if gone:
+        try:
+            remove(root, gone)
+        except DropbatchError as error:
+            return {"error": error_report(error).model_dump(mode="json", exclude_defaults=True)}
+        commit()
+    return {"models": listing(root)}
 
 
 def raise_problem(problem: Problem) -> None:

@@ -141,12 +141,20 @@ def deployment() -> Deployment:
     """This process's deployment: in a container what was baked, else what the deploy would bake.
 
     Raises:
-        ConfigError: the settings are wrong, or name no bucket.
+        ConfigError: as `deployable`.
     """
     from processor.config import load
 
     baked = os.environ.get(DEPLOYED)
-    settings = _from_baked(baked) if baked else load()
+    return deployable(_from_baked(baked) if baked else load())
+
+
+def deployable(settings: Settings) -> Deployment:
+    """These settings, if they can be deployed.
+
+    Raises:
+        ConfigError: the table `[modal]` is wrong, there is no bucket, or Modal could not reach it.
+    """
     if not settings.store_url.startswith(("b2:", "s3:")):
         raise ConfigError(
             "Modal can't reach a folder of this machine",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
+from typing import Any
 
 import structlog
 
@@ -17,9 +15,6 @@ from processor.log import unit_of_work
 from processor.machine import Machine
 from processor.sweep import sweep
 from processor.tick import tick
-
-if TYPE_CHECKING:
-    from processor.config import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +40,7 @@ def tick_once(
     with unit_of_work("tick") as line:
         waiting = backlog()
         capacity = 0 if waiting else deployed.modal.claims_per_tick
-        # The local clock will do: a minute more or less of the night does not matter.
-        night = night_is_open(deployed.settings, datetime.now(ZoneInfo(deployed.settings.zone)))
-        report = tick(machine, capacity=capacity, night_open=night)
+        report = tick(machine, capacity=capacity)
         groups = list(grouped(report.claims, deployed.modal.jobs_per_dispatch))
         for group in groups:
             spawn([to_json(claim) for claim in group])
@@ -58,7 +51,6 @@ def tick_once(
             "leased": report.leased,
             "young": report.young,
             "waiting": waiting,
-            "night": night,
             "paused": report.paused,
             "problem": report.problem,
         }
@@ -83,15 +75,3 @@ def grouped(claims: Sequence[Claim], size: int) -> Iterator[Sequence[Claim]]:
     count = -(-len(claims) // size) if claims else 0
     for number in range(count):
         yield claims[number::count]
-
-
-def night_is_open(settings: Settings, now: datetime) -> bool:
-    """Whether held nightly jobs may begin.
-
-    Args:
-        now: aware, in the zone of the settings.
-    """
-    start, end, time = settings.night_start, settings.night_end, now.time()
-    if start <= end:
-        return start <= time < end
-    return time >= start or time < end

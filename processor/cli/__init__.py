@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """A command: its module in this package, which has a function `command`, and one line of help."""
+    """A command: its module, which has a function `command`, and one line of help.
+
+    The module is one of this package; with a dot it is a whole path, of a room above this one.
+    """
 
     module: str
     help: str
@@ -45,6 +48,14 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "init": Entry("init", "Connect a bucket and write dropbatch.toml."),
         "doctor": Entry("doctor", "Check the configuration, the bucket and the engine."),
         "schema": Entry("schema", "Print the JSON Schema of jobs, or the page of settings."),
+    },
+    "Modal": {
+        "deploy": Entry("infra.commands.deploy", "Put it all on Modal; show the plan first."),
+        "stop": Entry("infra.commands.stop", "Take it off Modal."),
+        "secrets": Entry("infra.commands.secrets", "Check or make the secrets on Modal."),
+        "models": Entry("infra.commands.models", "The models on Modal's Volume: sync, ls, push, rm."),
+        "app": Entry("infra.commands.app", "Open ComfyUI on a GPU in the browser."),
+        "webhook": Entry("infra.commands.webhook", "The event rule for Backblaze, and a test of it."),
     },
 }
 
@@ -77,7 +88,8 @@ def _app(name: str, entry: Entry) -> typer.Typer:
 
     from processor.cli.guard import guarded
 
-    module = importlib.import_module(f"processor.cli.{entry.module}")
+    path = entry.module if "." in entry.module else f"processor.cli.{entry.module}"
+    module = importlib.import_module(path)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name)(guarded(module.command))
     return app

@@ -1,0 +1,153 @@
+"""ComfyUI in the browser, on a GPU: the same models and nodes as the batch's.
+
+What is run there is kept: the graph of every finished prompt lands under `comfy_workflows/ui/`,
+ready to be named in a job, and its files under `comfy_outputs/ui/`. An open tab holds a WebSocket,
+so Modal would never see the container idle; it is ended from inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import urllib3
+
+from handlers.render.server import Directories, child_environment, engine_command
+from handlers.render.settings import RenderSettings, render_settings
+from infra import paths
+from infra.machine import container_start, open_stores
+from infra.settings import Deployment
+from processor.errors import StoreError
+from processor.layout import OUTPUTS, WORKFLOWS, slug
+from processor.records import canonical_hash
+from processor.store import Store
+
+log = structlog.get_logger(__name__)
+
+PORT: Final = 8000
+_EVERY_S: Final = 10.0
+_TIMEOUT_S: Final = 10.0
+_MAX_HISTORY: Final = 100
+_ENDED_S: Final = 10.0
+
+
+@dataclass
+class Keeper:
+    """Watches a running ComfyUI: keeps what it made, and tells when nobody uses it.
+
+    Args:
+        url: of the server.
+        output: its output directory; nothing outside is read.
+    """
+
+    url: str
+    output: Path
+    store: Store
+    now: Callable[[], float] = time.monotonic
+    _active_at: float = field(init=False)
+    _kept: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._active_at = self.now()
+
+    def look(self) -> float:
+        """Keep what finished since the last look; seconds since anything was run.
+
+        A server that does not answer (it starts, or is busy) counts as used.
+        """
+        try:
+            busy = any(self._get("/queue").values())
+            history = self._get(f"/history?max_items={_MAX_HISTORY}")
+        except (urllib3.exceptions.HTTPError, ValueError):
+            self._active_at = self.now()
+            return 0.0
+        fresh = [prompt_id for prompt_id in history if prompt_id not in self._kept]
+        for prompt_id in fresh:
+            self._keep(prompt_id, history[prompt_id])
+        if busy or fresh:
+            self._active_at = self.now()
+        return self.now() - self._active_at
+
+    def _keep(self, prompt_id: str, entry: dict[str, Any]) -> None:
+        graph = entry.get("prompt", [None, None, None])[2]
+        try:
+            if isinstance(graph, dict):
+                name = f"{WORKFLOWS}ui/{canonical_hash(graph)[:16]}.json"
+                self.store.put(name, json.dumps(graph).encode(), media_type="application/json")
+            day = datetime.now(UTC).date().isoformat()
+            for path in self._files(entry.get("outputs", {})):
+                key = f"{OUTPUTS}ui/{day}/{prompt_id[:8]}-{slug(path.stem)}{path.suffix.lower()}"
+                self.store.put(key, path)
+        except (StoreError, OSError) as error:
+            log.warning("ui.not_kept", prompt=prompt_id, why=str(error))
+            return  # tried again at the next look
+        self._kept.add(prompt_id)
+
+    def _files(self, outputs: dict[str, Any]) -> Iterator[Path]:
+        root = self.output.resolve()
+        lists = (value for node in outputs.values() for value in node.values() if isinstance(value, list))
+        for item in (item for value in lists for item in value if isinstance(item, dict)):
+            if item.get("type") != "output" or not item.get("filename"):
+                continue
+            path = (root / str(item.get("subfolder", "")) / str(item["filename"])).resolve()
+            if path.is_relative_to(root) and path.is_file():
+                yield path
+
+    def _get(self, path: str) -> dict[str, Any]:
+        reply = urllib3.request("GET", self.url + path, timeout=_TIMEOUT_S, retries=False)
+        value = reply.json()
+        if reply.status != 200 or not isinstance(value, dict):
+            raise ValueError(f"{path} answered {reply.status}")
+        return value
+
+
+def start(deployed: Deployment, *, end: Callable[[], None]) -> subprocess.Popen[bytes]:
+    """Start ComfyUI for the browser, and the thread that keeps what it makes.
+
+    Args:
+        end: has Modal send this container nothing more, once nobody uses it.
+    """
+    ours = container_start(deployed)
+    settings, directories = _settings(ours)
+    directories.make()
+    user = paths.here(paths.USER)
+    user.mkdir(parents=True, exist_ok=True)
+    # Modal's front reaches the container from outside; the last of a flag's values holds.
+    listen = ("--listen", "0.0.0.0", "--user-directory", str(user))  # noqa: S104
+    command, folder = engine_command(replace(settings, extra_args=listen), directories, PORT)
+    process = subprocess.Popen(
+        command, cwd=folder, env=child_environment(dict(os.environ)), stdin=subprocess.DEVNULL
+    )
+    keeper = Keeper(f"http://127.0.0.1:{PORT}", directories.output, open_stores(ours).main)
+    threading.Thread(
+        target=_watch, args=(keeper, process, ours.modal.ui_idle_s, end), name="keeper", daemon=True
+    ).start()
+    return process
+
+
+def _watch(keeper: Keeper, process: subprocess.Popen[bytes], idle_s: float, end: Callable[[], None]) -> None:
+    stopped = threading.Event()
+    while process.poll() is None:
+        if keeper.look() > idle_s:
+            log.info("ui.idle", seconds=idle_s)
+            end()
+            process.terminate()
+            try:
+                process.wait(_ENDED_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return
+        stopped.wait(min(_EVERY_S, max(1.0, idle_s / 3)))
+
+
+def _settings(ours: Deployment) -> tuple[RenderSettings, Directories]:
+    return render_settings(ours.settings), Directories(paths.scratch() / "ui")

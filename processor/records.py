@@ -87,6 +87,8 @@ class Task(Model):
     """The handler's own: what it adds to the plan's shared part."""
     group: str = ""
     """Tasks that share models; equal groups run together."""
+    weight: float = 1.0
+    """How much work it is beside others of the same shape; for estimates only."""
 
 
 class Plan(Model):
@@ -100,6 +102,10 @@ class Plan(Model):
     inputs: list[InputFile] = []
     models: list[ModelFile] = []
     gpu: str | None = None
+    shape: str = ""
+    """Equal for jobs whose tasks take alike; for estimates only."""
+    typical_seconds: float | None = None
+    """Of one task, where the workflow says so."""
     warnings: list[str] = []
 
 

@@ -27,6 +27,7 @@ from handlers.render.naming import Binder
 from handlers.render.preflight import check_graph, check_sets, raise_problems
 from handlers.render.prompts import read_prompts
 from handlers.render.settings import RenderSettings
+from handlers.render.weight import WEIGHTY, shape_of, weight_of
 from handlers.render.workflow import Workflow, is_workflow_file, load_ready, parse_workflow, ready_names
 from processor import layout
 from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, TooLarge
@@ -50,6 +51,7 @@ class _Draft:
     seed: int | None
     models: tuple[ModelFile, ...]
     hash: str
+    weight: float
 
 
 def plan_render(
@@ -100,6 +102,8 @@ def plan_render(
         inputs=resolver.files,
         models=models,
         gpu=job.gpu or workflow.gpu,
+        shape=shape_of(base),
+        typical_seconds=workflow.typical_seconds,
         warnings=_warnings(schema),
     )
 
@@ -275,7 +279,7 @@ def _drafts(
     resolver: InputResolver,
     finder: ModelFinder,
 ) -> list[_Draft]:
-    parts = graph_hash_parts(base)
+    parts, base_weight = graph_hash_parts(base), weight_of(base)
     drafts: list[_Draft] = []
     for row, sets in zip(rows, task_sets, strict=True):
         graph = applied(base, sets)
@@ -287,7 +291,9 @@ def _drafts(
                 files[value] = resolver.resolve(value, target)
         digests = {name: digest_of(file) for name, file in files.items() if file is not None}
         own = parts | graph_hash_parts({node_id: graph[node_id] for node_id in changed})
-        drafts.append(_Draft(row, sets, _seed_of(graph), tuple(finder.find(graph)), task_hash(own, digests)))
+        weight = weight_of(graph) if any(change.input in WEIGHTY for change in sets) else base_weight
+        models = tuple(finder.find(graph))
+        drafts.append(_Draft(row, sets, _seed_of(graph), models, task_hash(own, digests), weight))
     return drafts
 
 
@@ -314,6 +320,7 @@ def _ordered(drafts: list[_Draft]) -> list[Task]:
             seed=draft.seed,
             payload={"sets": [list(change) for change in draft.sets]},
             group=label,
+            weight=draft.weight,
         )
         for index, (label, draft) in enumerate(ordered)
     ]

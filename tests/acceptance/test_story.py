@@ -1,0 +1,140 @@
+"""The whole story with both real engines on a CPU: pictures in, LoRA trained, grid rendered.
+
+Needs COMFYUI_DIR and AI_TOOLKIT_DIR (with COMFYUI_PYTHON and AI_TOOLKIT_PYTHON), and a
+full-shape SD 1.5 of random weights as `models/diffusers/random_sd15` in that ComfyUI; it is
+made there if the maker is at hand. `make story` runs it; it takes some minutes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+from ruamel.yaml import YAML
+
+from processor.records import Manifest, Outcome
+from processor.store.directory import DirectoryStore
+from processor.testing.handler import ScriptedHandler
+from processor.testing.machine import Bench
+from tests.support.pictures import captioned, upload
+from tests.support.processes import start_runner
+
+VARIABLES = ("COMFYUI_DIR", "COMFYUI_PYTHON", "AI_TOOLKIT_DIR", "AI_TOOLKIT_PYTHON")
+MAKER = Path(__file__, "../../../../shared/tools/random_sd15/make.py").resolve()
+MODEL = "random_sd15"
+PATIENCE_S = 1800
+
+pytestmark = pytest.mark.skipif(
+    not all(os.environ.get(name) for name in VARIABLES), reason=f"{', '.join(VARIABLES)} are not all set"
+)
+
+GRAPH: dict[str, Any] = {
+    "1": {"class_type": "DiffusersLoader", "inputs": {"model_path": MODEL}},
+    "10": {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": ["1", 0],
+            "clip": ["1", 1],
+            "lora_name": "{lora}",
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
+    },
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["10", 1], "text": "a photo of zoe"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["10", 1], "text": ""}},
+    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["10", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 1,
+            "steps": 2,
+            "cfg": 7.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "grid"}},
+}
+OPTIONS: dict[str, Any] = {
+    "preset": "sd15",
+    "base_model": MODEL,
+    "steps": 4,
+    "save_every": 2,
+    "lr": 1e-2,
+    "rank": 4,
+    "resolution": 64,
+    "optimizer": "adamw",
+    "dtype": "fp32",
+    "gradient_checkpointing": False,
+    "cache_latents": False,
+    "sample_every": 0,
+    "sample": {
+        "kind": "render",
+        "name": "with and without",
+        "workflow": GRAPH,
+        "matrix": {"zip": {"10.strength_model": [0.0, 1.0], "10.strength_clip": [0.0, 1.0]}},
+        "seeds": [1, 2],
+    },
+}
+
+
+def base_model() -> Path:
+    """The random SD 1.5 in ComfyUI's own models folder."""
+    comfyui = Path(os.environ["COMFYUI_DIR"])
+    folder = comfyui / "models" / "diffusers" / MODEL
+    if not (folder / "model_index.json").exists():
+        if not MAKER.is_file():
+            pytest.skip(f"there is no {folder}, and nothing to make it with")
+        tokenizer = comfyui / "comfy" / "sd1_tokenizer"
+        command = [os.environ["COMFYUI_PYTHON"], str(MAKER), str(folder), str(tokenizer)]
+        subprocess.run(command, check=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL)
+    return folder
+
+
+def test_pictures_become_a_lora_that_changes_what_comfyui_renders(tmp_path: Path) -> None:
+    """Dataset, training, publishing, test grid: one bucket, one command, no GPU."""
+    model = base_model()
+    bucket = DirectoryStore(tmp_path / "bucket", create=True)
+    for path in model.rglob("*"):
+        if path.is_file():
+            bucket.put(f"models/{MODEL}/{path.relative_to(model).as_posix()}", path)
+    stream = io.BytesIO()
+    YAML(typ="safe", pure=True).dump(OPTIONS, stream)
+    upload(bucket, "zoe", {**captioned(4), "dataset.yaml": stream.getvalue(), "_READY": b""})
+    log = tmp_path / "runner.log"
+    environ = {"CUDA_VISIBLE_DEVICES": "", "DROPBATCH_WORK_DIR": str(tmp_path / "scratch")}
+    runner = start_runner(tmp_path / "bucket", environ=environ, log=log)
+    try:
+        code = runner.wait(PATIENCE_S)
+    finally:
+        runner.kill()
+    assert code == 0, log.read_text()[-4000:]
+    bench = Bench(tmp_path, ScriptedHandler(), store=bucket)
+    manifests = {each["kind"]: Manifest.model_validate(each) for each in bench.manifests()}
+    assert {kind: each.outcome for kind, each in manifests.items()} == dict.fromkeys(
+        ("ingest", "train", "render"), Outcome.DONE
+    )
+    render = manifests["render"]
+    engine_log = next(
+        key for key in bench.keys(f"comfy_outputs/{render.job_id}/") if key.endswith("engine.log")
+    )
+    assert "lora key not loaded" not in bucket.get(engine_log).body.read().decode()
+    pictures: dict[tuple[int | None, object], Image.Image] = {}
+    for result in render.tasks:
+        with bucket.get(result.files[0].key) as download:
+            image = Image.open(io.BytesIO(download.body.read())).convert("RGB")
+        pictures[result.seed, result.params["10.strength_model"]] = image
+    for seed in (1, 2):
+        difference = ImageChops.difference(pictures[seed, 0.0], pictures[seed, 1.0])
+        assert difference.getbbox() is not None, f"the LoRA changes nothing at seed {seed}"

@@ -1,0 +1,133 @@
+"""Presets and full configs: typed, bounded, without a path or a `${…}` of a user's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from handlers.train.config import own_base, preset_process, raw_base, raw_process, raw_trigger
+from handlers.train.options import read_options
+from handlers.train.presets import load_preset, preset_files
+from processor.errors import JobInvalid
+
+RAW: dict[str, Any] = {
+    "job": "extension",
+    "config": {
+        "name": "mine",
+        "process": [
+            {
+                "type": "sd_trainer",
+                "training_folder": "/somewhere",
+                "device": "cuda:0",
+                "trigger_word": "zoe",
+                "network": {"type": "lora", "linear": 8, "linear_alpha": 8},
+                "save": {"dtype": "float16", "save_every": 100, "push_to_hub": True},
+                "datasets": [{"folder_path": "/etc", "resolution": [512, 768], "caption_ext": "txt"}],
+                "train": {"steps": 500, "lr": 1e-4, "optimizer": "adamw8bit", "dtype": "bf16"},
+                "model": {"name_or_path": "black-forest-labs/FLUX.1-dev", "is_flux": True, "quantize": True},
+                "sample": {"sample_every": 100, "prompts": ["zoe / at the beach"]},
+            }
+        ],
+    },
+    "meta": {"name": "[name]"},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """The full config with one value replaced, by its path in the process."""
+    config = copy.deepcopy(RAW)
+    section = config["config"]["process"][0]
+    *parents, last = path.split(".")
+    for parent in parents:
+        section = section[parent][0] if parent == "datasets" else section[parent]
+    section[last] = value
+    return config
+
+
+@pytest.mark.parametrize("name", sorted(preset_files()))
+def test_every_preset_makes_a_config_of_allowed_keys(name: str) -> None:
+    """A preset is held to the same rules as a user's own config."""
+    preset = load_preset(name)
+    options = read_options(preset.settings, {}, where=name)
+    process = preset_process(preset, options, trigger="zoe")
+    again = raw_process({"config": {"process": [process]}}, {}, trigger="zoe")
+    assert again["train"] == process["train"]
+    assert process["model"]["arch"]
+    assert all("{trigger}" not in prompt for prompt in process["sample"]["prompts"])
+    assert preset.memory_gb <= (80 if "80GB" in preset.gpu else 48)
+
+
+def test_the_presets_are_the_promised_ones() -> None:
+    """FLUX.1-dev, SDXL, SD 1.5, Wan 2.1 14B and Qwen-Image."""
+    assert set(preset_files()) == {"flux1-dev", "sdxl", "sd15", "wan21-14b", "qwen-image"}
+    assert [name for name in preset_files() if load_preset(name).video] == ["wan21-14b"]
+
+
+def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
+    """What a run decides itself is taken out, whatever it says."""
+    process = raw_process(RAW, {"lr": 5e-5, "rank": 32}, trigger="zoe")
+    assert process["train"]["lr"] == 5e-5
+    assert process["network"]["linear"] == 32
+    assert process["save"]["push_to_hub"] is False
+    assert process["datasets"][0]["default_caption"] == "zoe"
+    assert "/etc" not in str(process)
+    assert "/somewhere" not in str(process)
+    assert raw_base(RAW).name == "FLUX.1-dev"
+    assert raw_trigger(RAW) == "zoe"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "names"),
+    [
+        ("train.stepz", 5, "steps"),
+        ("train.steps", "5", "int"),
+        ("train.steps", True, "int"),
+        ("train.steps", 0, "steps"),
+        ("train.steps", 10**9, "steps"),
+        ("train.optimizer", "${HOME}", "optimizer"),
+        ("train.optimizer", "/bin/sh", "plain word"),
+        ("trigger_word", "${AWS_SECRET_ACCESS_KEY}", "${"),
+        ("sample.prompts", ["fine", "not ${fine}"], "prompts"),
+        ("sample.prompts", ["x"] * 100, "at most"),
+        ("network.pretrained_lora_path", "/etc/passwd", "not allowed"),
+        ("network.type", "locon", "lora"),
+        ("model.qtype", "uint3|someone/else.safetensors", "plain word"),
+        ("model.assistant_lora_path", "x", "not allowed"),
+        ("datasets.mask_path", "/etc", "not allowed"),
+        ("datasets", "everything", "object"),
+        ("type", "custom_trainer", "sd_trainer"),
+        ("extension_path", "/opt/x", "not allowed"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_by_its_path(path: str, value: object, names: str) -> None:
+    """Unknown keys, wrong types, expansions, and texts that could be a path."""
+    with pytest.raises(JobInvalid) as caught:
+        raw_process(changed(path, value), {}, trigger="zoe")
+    assert names in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/models/x", "../x", "someone/else", "", "a b", "${HOME}"])
+def test_a_base_model_is_a_presets_or_a_folder_in_the_bucket(name: str) -> None:
+    """The trainer runs code that a repository brings: none that nobody vetted."""
+    with pytest.raises(JobInvalid):
+        raw_base(changed("model.name_or_path", name))
+    with pytest.raises(JobInvalid):
+        own_base(name, where="x")
+    assert own_base("my-model.v2", where="x").repo is None
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"config": {}}, {"config": {"process": []}}, {"config": {"process": [1]}}]
+)
+def test_a_config_without_exactly_one_process_is_refused(config: dict[str, Any]) -> None:
+    """ai-toolkit runs several; a job of ours is one run."""
+    with pytest.raises(JobInvalid, match="exactly one process"):
+        raw_process(config, {}, trigger="zoe")
+
+
+def test_a_setting_that_a_full_config_has_no_place_for_is_named() -> None:
+    """Only some settings have a place in every config."""
+    with pytest.raises(JobInvalid, match="rank"):
+        raw_process(RAW, {"rankk": 5}, trigger="zoe")

@@ -9,7 +9,7 @@ rooms := processor handlers workflows infra
 compile := uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml --group build
 
-.PHONY: help demo test lint types unit audit secrets lock clean base all
+.PHONY: help demo test story lint types unit audit secrets lock clean base all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: base ## render the example drops on this machine and show the gallery
 	@$(bin)/dropbatch demo
 
 test: lint types unit ## everything that must pass: lint, types, tests
+
+story: all ## pictures to LoRA to test grid with both real engines; needs COMFYUI_DIR and AI_TOOLKIT_DIR
+	$(bin)/pytest -rs tests/acceptance/test_story.py
 
 lint: all ## ruff and the direction of imports
 	$(bin)/ruff check .

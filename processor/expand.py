@@ -24,10 +24,15 @@ SEED = "seed"
 
 _EXCLUDE_SLACK = 10
 """`exclude` can bring a matrix below the limit; so many times the limit are looked at."""
+_MAX_COMPARISONS = 5_000_000
+"""Of cells with exclusions: some seconds' work; a matrix that needs more is no matrix."""
 _DRAWN_SEED_BITS = 48
 """Drawn seeds stay exact in JavaScript and in spreadsheets."""
 _CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
 _MAX_CHOICES = 1000
+_MAX_NESTING = 20
+_MAX_CHARS = 32_000_000
+"""Of all rows' texts: each stands in the plan, which is written and read whole."""
 
 
 def cells(matrix: Matrix | None = None, rows: Sequence[Row] | None = None, seeds: Seeds | None = None) -> int:
@@ -51,21 +56,35 @@ def expand(
     Returns:
         1..max_tasks rows; `[{}]` when nothing multiplies.
     Raises:
-        JobInvalid: more than `max_tasks` (refused at once, whatever the size), none left,
-            or an axis given twice.
+        JobInvalid: more than `max_tasks` (refused at once, whatever the size), more text than
+            a plan should hold, none left, or an axis given twice.
     """
     _check_names(matrix, rows, seeds)
     slack = _EXCLUDE_SLACK if matrix and matrix.exclude else 1
     total = cells(matrix, rows, seeds)
     if total > max_tasks * slack:
         raise _too_many(total, max_tasks)
+    excluded = _Excluded(matrix.exclude if matrix else ())
+    if excluded.shapes * total > _MAX_COMPARISONS:
+        raise JobInvalid(
+            f"{total:,} combinations with {excluded.shapes:,} kinds of exclusion are too many to compare",
+            where="matrix.exclude",
+            mend="Shorten an axis, or exclude by fewer different sets of axes",
+            kind=ErrorKind.REFUSED,
+        )
     drawn = draw_seeds(seeds, draw_key)
     found: list[Row] = []
+    chars = 0
     for cell, row, seed in itertools.product(
-        list(_matrix_rows(matrix)), rows if rows is not None else [{}], drawn if drawn is not None else [None]
+        list(_matrix_rows(matrix, excluded)),
+        rows if rows is not None else [{}],
+        drawn if drawn is not None else [None],
     ):
         if len(found) == max_tasks:
             raise _too_many(total, max_tasks)
+        chars += _chars(cell) + _chars(row)
+        if chars > _MAX_CHARS:
+            raise _too_long()
         found.append(cell | row | ({} if seed is None else {SEED: seed}))
     if not found:
         raise JobInvalid(
@@ -102,9 +121,11 @@ def choose(text: str, draw_key: str) -> str:
     if "|" not in text:
         return text
     source = random.Random(f"choose\0{draw_key}\0{text}")  # noqa: S311 - a draw to be repeated
-    for _ in range(_MAX_CHOICES):
-        text, replaced = _CHOICE.subn(lambda match: source.choice(match[1].split("|")), text, count=1)
-        if not replaced:
+    left = _MAX_CHOICES
+    for _ in range(_MAX_NESTING):
+        text, replaced = _CHOICE.subn(lambda match: source.choice(match[1].split("|")), text, count=left)
+        left -= replaced
+        if not replaced or not left:
             break
     return text
 
@@ -134,7 +155,7 @@ def _seed_count(seeds: Seeds | None) -> int:
             return len(seeds)
 
 
-def _matrix_rows(matrix: Matrix | None) -> Iterator[Row]:
+def _matrix_rows(matrix: Matrix | None, excluded: _Excluded) -> Iterator[Row]:
     if matrix is None or not (matrix.product or matrix.zip or matrix.include):
         yield {}
         return
@@ -153,18 +174,32 @@ def _matrix_rows(matrix: Matrix | None) -> Iterator[Row]:
             row: Row = {}
             for part in parts:
                 row.update(part)
-            if not any(_agrees(row, rule) for rule in matrix.exclude):
+            if row not in excluded:
                 yield row
     yield from (dict(row) for row in matrix.include)
 
 
-def _agrees(row: Row, rule: Row) -> bool:
-    return all(_same(row[name], value) for name, value in rule.items())
+class _Excluded:
+    """The rules of `exclude`, by the axes they speak of: one look-up each, however many rules."""
+
+    def __init__(self, rules: Sequence[Row]) -> None:
+        self._rules: dict[tuple[str, ...], set[tuple[tuple[bool, Scalar], ...]]] = {}
+        for rule in rules:
+            names = tuple(sorted(rule))
+            self._rules.setdefault(names, set()).add(_values(rule, names))
+
+    @property
+    def shapes(self) -> int:
+        """How many different sets of axes are spoken of."""
+        return len(self._rules)
+
+    def __contains__(self, row: Row) -> bool:
+        return any(_values(row, names) in rules for names, rules in self._rules.items())
 
 
-def _same(left: Scalar, right: Scalar) -> bool:
+def _values(row: Row, names: tuple[str, ...]) -> tuple[tuple[bool, Scalar], ...]:
     # True == 1 in Python; on a form they are different answers.
-    return isinstance(left, bool) == isinstance(right, bool) and left == right
+    return tuple((isinstance(row[name], bool), row[name]) for name in names)
 
 
 def _check_names(matrix: Matrix | None, rows: Sequence[Row] | None, seeds: Seeds | None) -> None:
@@ -184,6 +219,19 @@ def _check_names(matrix: Matrix | None, rows: Sequence[Row] | None, seeds: Seeds
                 f"Did you mean {near[0]!r}?" if near else f"The axes are: {', '.join(sorted(axes)) or 'none'}"
             )
             raise JobInvalid(f"{name!r} is not an axis of the matrix", where="matrix.exclude", mend=mend)
+
+
+def _chars(row: Row) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
+
+
+def _too_long() -> JobInvalid:
+    return JobInvalid(
+        f"the tasks' texts come to more than {_MAX_CHARS:,} characters",
+        where="matrix",
+        mend="Split the job, or put what all tasks share in `overrides`",
+        kind=ErrorKind.REFUSED,
+    )
 
 
 def _too_many(total: int, max_tasks: int) -> JobInvalid:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _SHOWN = 60
+_MAX_ERRORS = 200
+"""Looked at: what a small file can be wrong in has no bound, what a person reads has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,13 @@ def did_you_mean(name: str, known: Iterable[str], *, listed: int = 12) -> str | 
 
 
 def find_problems(error: ValidationError, document: object, model: Any) -> list[Problem]:
-    """What a person has to change in `document` so that it fits; unknown keys first.
+    """What a person has to change in `document` so that it fits; unknown keys first, 200 at most.
 
     Args:
         document: what was validated; tells keys from the names that pydantic adds for unions.
         model: the model class, or an annotation of several, whose keys are the known ones.
     """
-    located = [_locate(detail, document) for detail in error.errors(include_url=False)]
+    located = [_locate(detail, document) for detail in error.errors(include_url=False)[:_MAX_ERRORS]]
     problems = [_tell(kept, model) for group in _groups(located) for kept in [_closest(group)]]
     flat = [problem for several in problems for problem in several]
     return sorted(dict.fromkeys(flat), key=lambda problem: not problem.unknown_key)

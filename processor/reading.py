@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -13,6 +16,9 @@ from processor.models import IngestJob, JobBase, RenderJob, TrainJob
 from processor.problems import did_you_mean, find_problems
 
 _MAX_DEPTH = 64
+_MAX_DIGITS = 100
+"""Of a whole number; every limit there is has twenty at most."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MODELS: dict[str, type[JobBase]] = {"render": RenderJob, "train": TrainJob, "ingest": IngestJob}
 
 EXPORT_API_HINT = (
@@ -44,7 +50,7 @@ def read_job(data: bytes, *, key: str) -> JobBase:
 
 
 def parse_json(data: bytes, *, key: str) -> Any:
-    """Parse JSON strictly: UTF-8, no duplicate keys, no NaN, bounded depth.
+    """Parse JSON strictly: UTF-8, no duplicate keys, finite numbers, whole characters, bounded depth.
 
     Raises:
         JobInvalid: with line and column.
@@ -54,7 +60,13 @@ def parse_json(data: bytes, *, key: str) -> Any:
     except UnicodeDecodeError as error:
         raise JobInvalid(f"not UTF-8 text (byte {error.start})", where=key) from None
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
     except json.JSONDecodeError as error:
         said = error.msg.removesuffix(" at")
         raise JobInvalid(
@@ -68,6 +80,8 @@ def parse_json(data: bytes, *, key: str) -> Any:
         raise JobInvalid(_why(error), where=key) from None
     if _deeper_than(value, _MAX_DEPTH):
         raise JobInvalid(f"nested deeper than {_MAX_DEPTH} levels", where=key)
+    if _SURROGATE.search(text) and not _is_encodable(value):
+        raise JobInvalid("half a character (a lone surrogate) in a text", where=key)
     return value
 
 
@@ -135,14 +149,36 @@ class _Refused(ValueError):
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f"the key {twice!r} is given twice in one object")
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in counts if counts[name] > 1)
+        raise _Refused(f"the key {twice[:200]!r} is given twice in one object")
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
     raise _Refused(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _Refused(f"{digits[:40]} is larger than any number a computer holds")
+    return number
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _Refused(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _is_encodable(value: Any) -> bool:
+    """No store, log or page could hold a text that UTF-8 can't."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _deeper_than(value: Any, depth: int) -> bool:

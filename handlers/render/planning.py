@@ -34,6 +34,7 @@ from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, TooLar
 from processor.expand import SEED, Row, cells, choose, expand
 from processor.handler import PlanContext
 from processor.models import RenderJob
+from processor.reading import parse_json
 from processor.records import InputFile, ModelFile, Plan, Task
 from processor.store import Store, check_key, read_bytes
 
@@ -135,10 +136,7 @@ def load_workflow(reference: dict[str, Any] | str, store: Store, drop_key: str =
             continue
         except (InvalidKey, TooLarge) as error:
             raise JobInvalid(error.what, where=f"workflow: {reference[:200]}") from None
-        try:
-            return _as_workflow(json.loads(data), key)
-        except (ValueError, RecursionError):
-            raise JobInvalid("not a JSON file", where=key) from None
+        return _as_workflow(parse_json(data, key=key), key)
     raise _no_workflow(reference, store)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from processor.errors import InvalidKey, JobInvalid, NotFound, TooLarge
 from processor.expand import Row
+from processor.reading import parse_json
 from processor.store import Store, check_key, read_bytes
 
 PROMPT = "prompt"
@@ -103,10 +103,7 @@ def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
         if not line.strip():
             continue
         place = f"{name}: line {number}"
-        try:
-            value: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            raise JobInvalid("not JSON", where=place, mend="Write one JSON text or object a line") from None
+        value: Any = parse_json(line.encode(), key=place)
         if isinstance(value, str):
             yield {PROMPT: value}
         elif (
@@ -117,11 +114,3 @@ def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
             yield value
         else:
             raise JobInvalid("a line is a text, or an object of texts and numbers", where=place)
-
-
-def _is_row(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(v, (str, int, float)) for v in value.values())
-    )

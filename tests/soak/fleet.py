@@ -32,10 +32,22 @@ class Fleet:
         return sorted(self._world.root.glob("runner-*.log"))
 
     def ensure(self) -> None:
-        """Start the runners that do not run."""
+        """Start the runners that were killed.
+
+        Raises:
+            RuntimeError: one ended without having been killed, with what it said last.
+        """
         for name in self._world.key_ids:
-            if name not in self._running or self._running[name].poll() is not None:
+            code = self._running[name].poll() if name in self._running else -signal.SIGKILL
+            if code == -signal.SIGKILL:
                 self._running[name] = self._start(name)
+            elif code is not None:
+                said = self.logs_of(name)[-1].read_text("utf-8", "replace")[-2000:]
+                raise RuntimeError(f"runner {name} ended by itself with exit code {code}: {said}")
+
+    def logs_of(self, name: str) -> list[Path]:
+        """A runner's, the newest last."""
+        return sorted(self._world.root.glob(f"runner-{name}-*.log"))
 
     def killer(self, draw: random.Random) -> Callable[[Request], str]:
         """Draw whom a request's moment kills: mostly whoever sent it, else another, all, or an engine."""

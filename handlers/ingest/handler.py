@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handlers.ingest.archive import load_dataset, sources, store_dataset
-from handlers.ingest.examine import add, conclude, examine, left_out
+from handlers.ingest.examine import add, check_folder, conclude, examine, left_out
 from handlers.ingest.options import MAX_BYTES, DatasetOptions, read_dataset_options
 from handlers.ingest.pictures import MAX_FILE_BYTES, kind_of
 from handlers.ingest.records import Dataset, DatasetFile, fingerprint
@@ -42,6 +42,22 @@ class IngestHandler:
     @classmethod
     def configured(cls, settings: Settings, stores: Stores) -> IngestHandler:  # noqa: ARG003 - needs neither
         return cls()
+
+    @staticmethod
+    def check_folder(folder: Path) -> dict[str, Any]:
+        """What `dropbatch check` shows of a folder on this machine: counts, errors, warnings.
+
+        Raises:
+            JobInvalid: its name or its `dataset.yaml` can't be used.
+        """
+        report = check_folder(folder)
+        return {
+            "pictures": report.pictures,
+            "videos": report.videos,
+            "captions": report.captions,
+            "errors": [str(finding) for finding in report.errors],
+            "warnings": report.summary(),
+        }
 
     def plan(self, job: JobBase, context: PlanContext) -> Plan:
         """One task: the whole folder. Cost: 3 requests."""

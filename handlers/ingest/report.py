@@ -46,6 +46,19 @@ class Report:
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == "warning"]
 
+    def summary(self, *, shown: int = 50) -> list[str]:
+        """The warnings for a terminal: what many files have in common is said once."""
+        alike: dict[str, list[str]] = {}
+        for finding in self.warnings:
+            alike.setdefault(finding.what, []).append(finding.file)
+        told = []
+        for what, files in alike.items():
+            if len(files) == 1:
+                told.append(f"{files[0]}: {what}" if files[0] else what)
+            else:
+                told.append(f"{len(files):,} files, {files[0]} first: {what}")
+        return told[:shown]
+
     def to_json(self) -> bytes:
         document = {
             "dataset": self.dataset,

@@ -53,7 +53,7 @@ def command(
     for path in paths:
         files, folders = find_sources(path)
         found += [check_file(file, settings, store) for file in files]
-        found += [check_dataset(folder) for folder in folders]
+        found += [check_dataset(folder, settings) for folder in folders]
     if as_json:
         console.print_json(found)
     else:
@@ -125,26 +125,37 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
     return plan
 
 
-def check_dataset(folder: Path) -> dict[str, Any]:
-    """What a dataset folder holds, and what would be in the way."""
-    from processor.cli.job_files import IMAGES, dataset_files
+def check_dataset(folder: Path, settings: Settings) -> dict[str, Any]:
+    """What a dataset folder holds, and what would be in the way of an ingest."""
+    from processor.cli.job_files import dataset_files
+    from processor.config import resolve_handlers
+    from processor.report import error_report
 
-    files = list(dataset_files(folder))
-    pictures = [file for file in files if file.suffix.lower() in IMAGES]
-    captions = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
-    stems = Counter(file.with_suffix("") for file in pictures)
-    without = sum(file.with_suffix("") not in captions for file in pictures)
-    clashing = sorted(str(stem.relative_to(folder)) for stem, count in stems.items() if count > 1)
-    warnings = [f"{without} of {len(pictures)} pictures have no caption"] if without else []
-    warnings += [f"several pictures share the name {stem}, and so its caption" for stem in clashing[:10]]
+    path = str(folder)
+    try:
+        checker = getattr(resolve_handlers(settings).get("ingest"), "check_folder", None)
+        if checker is None:
+            raise JobInvalid("no handler that checks datasets is configured", where="handlers.ingest")
+        report = checker(folder)
+    except JobInvalid as error:
+        return {"path": path, "valid": False, "error": error_report(error).model_dump(mode="json")}
+    if report["errors"]:
+        error = JobInvalid(
+            f"this folder can't be trained on: {report['errors'][0]}",
+            mend="Mend the files that are named",
+            details=report["errors"],
+        )
+        failed = error_report(error).model_dump(mode="json")
+        return {"path": path, "valid": False, "error": failed, "warnings": report["warnings"]}
     return {
-        "path": str(folder),
+        "path": path,
         "valid": True,
         "kind": "ingest",
-        "pictures": len(pictures),
-        "captions": len(captions),
-        "size_bytes": sum(file.stat().st_size for file in files),
-        "warnings": warnings,
+        "pictures": report["pictures"],
+        "videos": report["videos"],
+        "captions": report["captions"],
+        "size_bytes": sum(file.stat().st_size for file in dataset_files(folder)),
+        "warnings": report["warnings"],
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pictures import captioned
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -43,16 +44,23 @@ def test_nothing_is_written_beside_the_file(dropbatch: Dropbatch, job_file: JobF
     assert {item for item in tmp_path.rglob("*") if "work" not in item.parts} == before
 
 
-def test_a_dataset_folder_is_counted(dropbatch: Dropbatch, tmp_path: Path) -> None:
-    """With what would be in the way of a training."""
+def test_a_dataset_folder_is_checked_as_an_ingest_would(
+    dropbatch: Dropbatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts, warnings, and what would be in the way of a training."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", '{"ingest": "handlers.ingest:IngestHandler"}')
     folder = tmp_path / "cat"
     folder.mkdir()
-    for name in ("1.png", "1.jpg", "2.png", "2.txt"):
-        (folder / name).write_bytes(b"x")
+    for name, data in captioned(3, word="cat").items():
+        (folder / name).write_bytes(data)
+    (folder / "002.txt").unlink()
     [facts] = dropbatch("check", folder, "--json").json
-    assert (facts["pictures"], facts["captions"]) == (3, 1)
-    assert facts["warnings"][0] == "2 of 3 pictures have no caption"
-    assert "share the name 1" in facts["warnings"][1]
+    assert (facts["pictures"], facts["captions"]) == (3, 2)
+    assert any(warning.startswith("002.png: has no caption") for warning in facts["warnings"])
+    (folder / "002.jpg").write_bytes(b"x")
+    [facts] = dropbatch("check", folder, "--json").json
+    assert not facts["valid"]
+    assert any(detail.startswith("002.jpg: is no picture") for detail in facts["error"]["details"])
 
 
 def test_a_schema_validates_what_the_models_take(dropbatch: Dropbatch) -> None:

@@ -1,0 +1,112 @@
+"""`dropbatch train` and `dropbatch datasets`, on a folder-bucket."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.ingest.command import import_folder, list_datasets
+from handlers.train.command import drop_training
+from processor.cli import main
+from processor.cli.exits import UsageError
+from processor.errors import JobInvalid
+from processor.store.directory import DirectoryStore
+from tests.support.pictures import captioned
+from tests.support.training import DATASET, SETTINGS, Studio
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    """A bucket with one archived dataset, of which nothing is trained."""
+    studio = Studio(tmp_path, store=DirectoryStore(tmp_path / "bucket", create=True))
+    studio.drop_dataset(train=False)
+    studio.work()
+    return studio
+
+
+def job(**more: Any) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "dataset": DATASET,
+        "name": DATASET,
+        "preset": "sd15",
+        "settings": SETTINGS,
+        **more,
+    }
+
+
+def test_a_dropped_training_trains_the_newest_version(studio: Studio) -> None:
+    """Without a version the pointer decides, at planning time."""
+    key, job_id = drop_training(studio.main, job(sweep={"rank": [2, 4]}))
+    assert key in studio.bench.keys("inbox/jobs/")
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.job_id == job_id
+    assert len(studio.loras()) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"dataset": "zoo"}, "zoo"),
+        ({"dataset": "../zoe"}, "no name"),
+        ({"dataset": f"{DATASET}/0123456789abcdef"}, "no version"),
+        ({"dataset": f"{DATASET}/latest"}, "16 hex"),
+        ({"preset": "sd1.5"}, "sd15"),
+        ({"settings": {"stepz": 3}}, "steps"),
+        ({"sweep": {"lr": [1, 2]}}, "lr"),
+        ({"config": {}, "preset": "sdxl"}, "not both"),
+        ({"trigger_word": "${HOME}"}, "trigger_word"),
+    ],
+)
+def test_a_training_that_can_not_be_is_refused_before_it_is_dropped(
+    studio: Studio, changes: dict[str, Any], names: str
+) -> None:
+    """With the field, and the nearest known name."""
+    with pytest.raises(JobInvalid) as caught:
+        drop_training(studio.main, job(**changes))
+    assert names in str(caught.value)
+    assert studio.bench.keys("inbox/") == []
+
+
+def test_the_command_line_drops_a_training(
+    studio: Studio, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers, lists and words of settings are read as they are meant."""
+    monkeypatch.chdir(studio.root)
+    options = "--preset sd15 --steps 7 --set lr=1e-3 --set optimizer=adamw --sweep rank=2,4 --json"
+    with pytest.raises(SystemExit) as ended:
+        main(["train", DATASET, *options.split(), "--bucket", str(studio.root / "bucket")])
+    assert not ended.value.code
+    dropped = studio.bench.read(json.loads(capsys.readouterr().out)["key"])
+    assert dropped["settings"] == {"steps": 7, "lr": 0.001, "optimizer": "adamw"}
+    assert dropped["sweep"] == {"rank": [2, 4]}
+
+
+def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) -> None:
+    """An import is a drop like any other."""
+    for name, data in captioned(4, first=30).items():
+        studio.main.put(f"aitoolkit_datasets/anna/{name}", data)
+    assert import_folder(studio.main, "aitoolkit_datasets/anna/")["files"] == 8
+    studio.bench.clock.advance(60)
+    studio.rehearsal = True
+    studio.work()
+    assert len(studio.bench.keys("aitoolkit_datasets/")) == 8
+    found = {each["name"]: each for each in list_datasets(studio.main)}
+    assert found["anna"]["files"] == 8
+    assert found[DATASET] == {
+        "name": DATASET,
+        "latest": studio.bench.read(f"datasets/{DATASET}/latest.json")["facts"]["fingerprint"],
+        "versions": 1,
+        "files": 8,
+    }
+
+
+@pytest.mark.parametrize("folder", ["", "/", "nothing/here", "datasets/.hidden"])
+def test_what_can_not_be_imported_is_said(studio: Studio, folder: str) -> None:
+    """An empty prefix would take in the whole bucket."""
+    with pytest.raises(UsageError):
+        import_folder(studio.main, folder)

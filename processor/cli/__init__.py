@@ -32,7 +32,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
         "demo": Entry("demo", "Render example drops on this machine. Needs nothing."),
         "check": Entry("check", "Say what a drop would do. Needs no GPU and no bucket."),
         "train": Entry("handlers.train.command", "Train on an archived dataset, with other settings."),
-        "datasets": Entry("handlers.ingest.command", "The archived datasets; take in a folder of the bucket."),
+        "datasets": Entry("handlers.ingest.command", "The archived datasets; take in one of the bucket."),
         "workflows": Entry("workflows", "The workflows that a job may name, and what each takes."),
         "new": Entry("new", "Write a job file for a workflow."),
     },

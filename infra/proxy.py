@@ -18,10 +18,11 @@ from aiohttp import ClientSession, ClientTimeout, WSMsgType, web
 _HOP_BY_HOP: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"),
-        *("transfer-encoding", "upgrade", "host", "content-length", "origin", "accept-encoding"),
+        *("transfer-encoding", "upgrade", "host", "origin", "accept-encoding"),
     }
 )
-_NOT_BACK: Final = _HOP_BY_HOP | {"content-encoding"}
+_NOT_BACK: Final = _HOP_BY_HOP | {"content-encoding", "content-length"}
+"""The client has decoded what comes back, so its length is another."""
 _MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 _CHUNK_BYTES: Final = 64 * 1024
 _LOCAL: Final = ("127.0.0.1", "localhost")

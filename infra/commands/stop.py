@@ -27,12 +27,12 @@ def command(
     Example:
       dropbatch pause && dropbatch stop
     """
-    from modal.experimental import stop_app
+    import modal
 
     deployed = load_deployment(config, bucket, endpoint_url)
     name = deployed.modal.app_name
     if not yes:
         typer.confirm(f"Stop {name} and cut off what it runs?", abort=True)
     with asking_modal(name):
-        stop_app(name)
+        modal.App.lookup(name).stop()
     console.note(f"{name} is stopped")

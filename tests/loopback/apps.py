@@ -177,6 +177,10 @@ class Apps:
         live = [app_id for app_id in found if self.apps[app_id].state == pb.APP_STATE_DEPLOYED]
         return pb.AppGetByDeploymentNameResponse(app_id=live[-1] if live else "", environment_name="main")
 
+    async def app_get_or_create(self, request: pb.AppGetOrCreateRequest) -> Message:
+        """`modal.App.lookup`, of what is deployed."""
+        return pb.AppGetOrCreateResponse(app_id=self.deployed(request.app_name).app_id)
+
     async def app_create(self, request: pb.AppCreateRequest) -> Message:
         app = App(request.description, state=request.app_state)
         self.apps[app.app_id] = app

@@ -1,0 +1,198 @@
+"""The commands about Modal, as a person calls them, in the order of a first deploy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import urllib3
+
+from tests.acceptance.drops import graph
+from tests.infra.deployed import Deployed, deadline, deployed
+from tests.loopback import Loopback
+from tests.support.fixtures import KEY_ID, SECRET, make_bucket
+from tests.support.moto import SerialMotoServer
+
+HOOK_SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with deadline(150):
+        yield
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, moto: SerialMotoServer) -> Iterator[Deployed]:
+    """A deployment with all doors and an interactive ComfyUI that is soon idle."""
+    secrets = {"dropbatch-webhook": {"DROPBATCH_WEBHOOK_SECRET": HOOK_SECRET}}
+    with deployed(
+        tmp_path_factory.mktemp("commands"), moto.url, secrets=secrets, webhook=True, ui_idle_s=8
+    ) as running:
+        yield running
+
+
+def environment(here_env: dict[str, str], **more: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nonexistent",
+        **{name: value for name, value in os.environ.items() if name.startswith(("MODAL_", "LOOPBACK_"))},
+        **here_env,
+        **more,
+    }
+
+
+def run(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "processor.cli", *args],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_first_deploy(tmp_path: Path, moto: SerialMotoServer) -> None:
+    """Nothing is there: the deploy says which secret is missing, `secrets --create` makes it from the
+    environment without a word of its value, and then the plan is carried out."""
+    store = make_bucket(moto.url, versions=True)
+    settings = {
+        "DROPBATCH_BUCKET": store.url,
+        "DROPBATCH_ENDPOINT_URL": moto.url,
+        "DROPBATCH_REGION": "us-east-1",
+        "DROPBATCH_MODAL": json.dumps({"engine": "builtin"}),
+    }
+    with Loopback(tmp_path / "modal") as loopback:
+        env = environment(settings, DROPBATCH_KEY_ID=KEY_ID, DROPBATCH_KEY=SECRET)
+        shown = run(env, "deploy", "--plan")
+        assert shown.returncode == 0, shown.stderr
+        assert "2 of 5 crons" in shown.stdout
+        assert re.search(r"about \$\d\.\d\d a month", shown.stdout)
+        refused = run(env, "deploy", "--yes")
+        assert (refused.returncode, "b2-credentials: missing" in refused.stderr) == (3, True), refused.stderr
+        made = run(env, "secrets", "--create")
+        assert "made: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in made.stdout
+        assert SECRET not in made.stdout + made.stderr
+        again = run(env, "secrets")
+        assert (again.returncode, "ok" in again.stdout) == (0, True)
+        done = run(env, "deploy", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert "tick" in loopback.registered
+        stopped = run(env, "stop", "--yes")
+        assert (stopped.returncode, loopback.registered) == (0, {}), stopped.stderr
+    store.close()
+
+
+def test_too_much_for_the_plan_is_refused(here: Deployed) -> None:
+    """Before anything is sent."""
+    env = environment(here.env | {"DROPBATCH_MODAL": json.dumps({"render_containers": 20})})
+    done = run(env, "deploy", "--yes")
+    assert (done.returncode, "24 GPUs at once, the plan allows 10" in done.stderr) == (3, True), done.stderr
+
+
+def test_a_typo_in_the_table_is_named(here: Deployed) -> None:
+    """With the nearest known key."""
+    env = environment(here.env | {"DROPBATCH_MODAL": json.dumps({"render_gpu": ["L40S"]})})
+    done = run(env, "deploy", "--plan")
+    assert (done.returncode, "render_gpus" in done.stderr) == (3, True), done.stderr
+
+
+def test_models_are_synced_listed_pushed_and_removed(here: Deployed) -> None:
+    """By rclone, both ways; only what changed; nothing leads out of the folder."""
+    env = environment(here.env)
+    for name, size in (("loras/a.safetensors", 1000), ("loras/b.safetensors", 2000), ("vae/v.pt", 500)):
+        here.store.put(f"comfy_models/{name}", os.urandom(size))
+    first = run(env, "models", "sync", "loras", "--json")
+    assert first.returncode == 0, first.stderr + here.loopback.logs()
+    assert json.loads(first.stdout)["stats"]["transfers"] == 2
+    listed = json.loads(run(env, "models", "ls", "--json").stdout)["models"]
+    assert [(each["name"], each["size_bytes"]) for each in listed] == [
+        ("loras/a.safetensors", 1000),
+        ("loras/b.safetensors", 2000),
+    ]
+    here.store.put("comfy_models/loras/a.safetensors", os.urandom(1500))
+    changed = json.loads(run(env, "models", "sync", "--json").stdout)["stats"]
+    assert changed["transfers"] == 2, "the changed LoRA and the VAE"
+    assert json.loads(run(env, "models", "rm", "loras/b.safetensors", "--json").stdout)
+    names = [each["name"] for each in json.loads(run(env, "models", "ls", "--json").stdout)["models"]]
+    assert names == ["loras/a.safetensors", "vae/v.pt"]
+    pushed = run(env, "models", "push", "vae", "--json")
+    assert json.loads(pushed.stdout)["stats"]["errors"] == 0
+    outside = run(env, "models", "rm", "../../etc/passwd")
+    assert outside.returncode != 0
+    assert run(env, "models", "sync", "../x").returncode != 0
+
+
+def test_the_webhooks_rule_and_its_trial(here: Deployed) -> None:
+    """The rule names inbox and URL but never the secret; the trial sends a signed and a forged request."""
+    env = environment(here.env, DROPBATCH_WEBHOOK_SECRET=HOOK_SECRET)
+    printed = run(env, "webhook")
+    rule = json.loads(printed.stdout)
+    assert rule["objectNamePrefix"] == "inbox/"
+    assert rule["targetConfiguration"]["url"] == here.loopback.url_of("webhook")
+    assert HOOK_SECRET not in printed.stdout + printed.stderr
+    tried = run(env, "webhook", "--test")
+    assert tried.returncode == 0, tried.stderr
+    wrong = run(environment(here.env, DROPBATCH_WEBHOOK_SECRET="f" * 32), "webhook", "--test")
+    assert wrong.returncode == 1
+
+
+def test_the_browsers_comfyui_through_the_local_door(here: Deployed) -> None:
+    """HTTP and WebSocket with the headers added; what was run is kept in the bucket; other sites are
+    kept out; an idle one ends although a tab is open."""
+    key, secret = here.loopback.proxy_auth
+    env = environment(here.env, MODAL_PROXY_KEY=key, MODAL_PROXY_SECRET=secret)
+    command = [sys.executable, "-m", "processor.cli", "app", "--port", "0", "--no-browser"]
+    door = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert door.stderr is not None
+    try:
+        found = re.search(r"http://127\.0\.0\.1:\d+", door.stderr.readline())
+        assert found
+        _use(here, found[0])
+    finally:
+        door.send_signal(signal.SIGINT)
+        door.wait(timeout=20)
+        door.stderr.close()
+
+
+def _use(here: Deployed, local: str) -> None:
+    stats = urllib3.request("GET", f"{local}/system_stats", timeout=60, retries=False)
+    assert stats.status == 200, stats.data
+    foreign = {"Host": "evil.example"}
+    assert urllib3.request("GET", f"{local}/system_stats", headers=foreign).status == 403
+    body = json.dumps({"prompt": graph(42), "client_id": "tab"}).encode()
+    stranger = {"Origin": "https://evil.example"}
+    assert urllib3.request("POST", f"{local}/prompt", body=body, headers=stranger).status == 403
+    seen = asyncio.run(_run_in_a_tab(local, body))
+    assert "execution_success" in seen
+    here.loopback.wait_until(lambda: here.keys("comfy_outputs/ui/"), 30, "the picture is kept")
+    (exported,) = here.keys("comfy_workflows/ui/")
+    assert json.loads(here.read(exported))["1"]["class_type"] == "EmptyImage"
+    (container,) = here.loopback.containers("ui")
+    assert "ui.idle" in container.log
+
+
+async def _run_in_a_tab(local: str, body: bytes) -> set[str]:
+    """Run a prompt as ComfyUI's page does, and leave the tab open until the server ends; the types
+    of what it was told meanwhile."""
+    seen: set[str] = set()
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{local}/ws?clientId=tab") as socket:
+        headers = {"Content-Type": "application/json", "Origin": local}
+        async with session.post(f"{local}/prompt", data=body, headers=headers) as posted:
+            assert posted.status == 200, await posted.text()
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                told: dict[str, Any] = json.loads(message.data)
+                seen.add(told["type"])
+    return seen

@@ -47,7 +47,7 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
     handlers = {
         kind: factory.configured(settings, stores) for kind, factory in resolve_handlers(settings).items()
     }
-    launcher = LocalLauncher(handlers, stores, LocalConfig(settings.scratch_path / "tasks"), observe)
+    launcher = LocalLauncher(handlers, stores, _local_config(settings), observe)
     return Machine(
         stores=stores,
         leases=InheritedLeases(
@@ -63,6 +63,14 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
         handlers=handlers,
         policy=policy,
         observe=observe,
+    )
+
+
+def _local_config(settings: Settings) -> LocalConfig:
+    return LocalConfig(
+        settings.scratch_path / "tasks",
+        gpu=settings.machine_gpu,
+        usd_per_s=settings.machine_usd_per_h / 3600,
     )
 
 
@@ -172,4 +180,5 @@ def policy_of(settings: Settings) -> Policy:
         zone=zone,
         max_job_cost_usd=settings.max_job_cost_usd,
         max_day_cost_usd=settings.max_day_cost_usd,
+        priced=settings.machine_usd_per_h > 0,
     )

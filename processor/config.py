@@ -49,7 +49,11 @@ KEY_VARIABLES = (
 """Where the bucket's key is looked for; the first complete pair is used."""
 
 OTHER_VARIABLES = frozenset(
-    {"DROPBATCH_DEBUG", *(name for pair in KEY_VARIABLES for name in pair if name.startswith(ENV_PREFIX))}
+    {
+        "DROPBATCH_DEBUG",
+        "DROPBATCH_WEBHOOK_SECRET",
+        *(name for pair in KEY_VARIABLES for name in pair if name.startswith(ENV_PREFIX)),
+    }
     | {f"DROPBATCH_{bucket}_{part}" for bucket in ("MODELS", "DATASETS") for part in ("KEY_ID", "KEY")}
 )
 """`DROPBATCH_*` variables that are no settings."""
@@ -178,7 +182,33 @@ class Settings(BaseSettings):
         default=_POLICY.max_day_cost_usd, ge=0, description="No further task is begun on a day at this cost."
     )
 
+    # --- notices
+    slack_channel: str | None = Field(
+        default=None,
+        description="Where finished jobs are told, e.g. `C0123456789`; also `SLACK_ERROR_CHANNEL`. The bot's "
+        "token is `SLACK_BOT_TOKEN` in the environment.",
+    )
+    webhook_url: str | None = Field(
+        default=None,
+        description="Where finished jobs are posted to, signed (Standard Webhooks) with the environment's "
+        "`DROPBATCH_WEBHOOK_SECRET`.",
+    )
+    notify_on: Names = Field(
+        default=["done", "partial", "failed", "invalid", "dead", "night"],
+        description="Outcomes that are told, and `night` for the morning report.",
+    )
+    page_url: str | None = Field(
+        default=None,
+        description="Where `comfy_outputs/` can be seen in a browser, for links in notices.",
+    )
+
     # --- engines on this machine
+    machine_gpu: str | None = Field(
+        default=None, description="What this machine's GPU is called, in manifests and estimates."
+    )
+    machine_usd_per_h: float = Field(
+        default=0, ge=0, description="What an hour of its engine costs: rent, or electricity."
+    )
     comfyui_url: str | None = Field(
         default=None,
         description="A running ComfyUI to use, e.g. `http://127.0.0.1:8188`. Also `COMFYUI_URL`.",

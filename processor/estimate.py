@@ -150,16 +150,19 @@ class Estimate(Model):
     """By the rule of thumb on utilisation."""
 
 
+def seconds_on(plan: Plan, history: History, gpu: str | None) -> tuple[float, Basis, int]:
+    """Engine seconds of all tasks on a GPU, the weakest of what they rest on, and its samples."""
+    predictions = [history.predict(plan, task, gpu) for task in plan.tasks]
+    weakest = max(predictions, key=lambda made: _ORDER.index(made.basis))
+    return sum(made.seconds for made in predictions), weakest.basis, weakest.samples
+
+
 def estimate(plan: Plan, history: History, table: Prices, *, gpu: str) -> Estimate:
     """What a plan costs on `gpu`, and on every other class at the seconds that are known for it."""
-    per_class: dict[str, tuple[float, Basis, int]] = {}
-    for name in dict.fromkeys([gpu.partition(":")[0], *table.modal]):
-        predictions = [history.predict(plan, task, name) for task in plan.tasks]
-        weakest = max(predictions, key=lambda made: _ORDER.index(made.basis))
-        per_class[name] = (sum(made.seconds for made in predictions), weakest.basis, weakest.samples)
-    starts = min(len(plan.tasks), table.containers)
     kind = gpu.partition(":")[0]
-    memory_gb = table.modal[kind].memory_gb if kind in table.modal else 0
+    per_class = {name: seconds_on(plan, history, name) for name in dict.fromkeys([kind, *table.modal])}
+    starts = min(len(plan.tasks), table.containers)
+    memory_gb = table.modal[kind].memory_gb if plan.gpu and kind in table.modal else 0
     classes = [
         GpuCost(
             gpu=name,

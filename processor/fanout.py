@@ -83,14 +83,18 @@ class FanOut:
             LeaseLost, ForeignAuthority: nothing more was started after it was noticed.
         """
         out = FanOutResult(dict(done))
+        self._spent_usd = sum(result.cost_usd for result in done.values())
         todo = [task for task in self._plan.tasks if task.index not in done]
         # Equal groups together, in order of their first task: warm engines keep their models.
         rank = {group: place for place, group in enumerate(dict.fromkeys(task.group for task in todo))}
         todo.sort(key=lambda task: (rank[task.group], task.index))
         self._pending.extend((task, 1, Remedy.NONE) for task in todo)
         if todo:
-            with self._machine.launcher.open(self._plan.kind) as run:
-                self._loop(run, out)
+            try:
+                with self._machine.launcher.open(self._plan.kind) as run:
+                    self._loop(run, out)
+            finally:
+                self._machine.budget.write(self._spender)
         out.cancelled = self._cancelled and len(out.results) < len(self._plan.tasks)
         return out
 
@@ -116,8 +120,10 @@ class FanOut:
             self._again.clear()
             return
         while self._pending and self._outstanding < run.window:
-            if self._over_budget():
-                self._give_up_rest(out)
+            if (error := self._out_of_money()) is not None:
+                self._give_up_rest(out, error)
+                return
+            if self._may_run_out():
                 return
             task, tries, remedy = self._pending.popleft()
             run.submit(self._work(task, tries, remedy))
@@ -128,6 +134,7 @@ class FanOut:
         self._append_log(execution.log)
         out.engine.update(execution.engine)
         self._spent_usd += result.cost_usd
+        self._machine.budget.add(self._spender, result.cost_usd)
         spent = self._task_cost[result.index] = self._task_cost.get(result.index, 0.0) + result.cost_usd
         result = result.model_copy(update={"cost_usd": round(spent, 6)})
         policy = self._machine.policy
@@ -183,6 +190,7 @@ class FanOut:
             machine.authority.check()
             self.lease = machine.leases.renew(self.lease)
             self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
+            machine.budget.write(self._spender)
         except StoreUnavailable:
             if not machine.leases.holds(self.lease):
                 run.cancel(ErrorKind.PREEMPTED)
@@ -217,8 +225,34 @@ class FanOut:
                 self._outstanding -= 1
         raise Interrupted("this runner was stopped")
 
-    def _over_budget(self) -> bool:
-        return self._spent_usd >= self._cap_usd and self._spent_usd > 0
+    @property
+    def _spender(self) -> tuple[str, str]:
+        return self._plan.job_id, self._attempt
+
+    def _out_of_money(self) -> ErrorReport | None:
+        """Why nothing more may be begun. Cost: 1 request a minute, where tasks cost anything."""
+        if self._spent_usd >= self._cap_usd and self._spent_usd > 0:
+            return ErrorReport(
+                kind=ErrorKind.OVER_BUDGET,
+                what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
+                where="max_cost_usd",
+                mend="Raise max_cost_usd and use `dropbatch retry`; finished tasks are kept",
+            )
+        budget = self._machine.budget
+        if (self._machine.policy.priced or self._spent_usd > 0) and budget.used_up:
+            return ErrorReport(
+                kind=ErrorKind.OVER_BUDGET,
+                what=f"not run: the day had cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}",
+                where="max_day_cost_usd",
+                mend="`dropbatch retry` runs the rest tomorrow, or today with a higher max_day_cost_usd",
+            )
+        return None
+
+    def _may_run_out(self) -> bool:
+        """Whether what runs already may use the job's money up: then it is waited for."""
+        costs = self._task_cost.values()
+        expected_usd = self._outstanding * sum(costs) / len(costs) if costs else 0.0
+        return self._outstanding > 0 and 0 < self._cap_usd <= self._spent_usd + expected_usd
 
     @property
     def _cap_usd(self) -> float:
@@ -226,13 +260,7 @@ class FanOut:
             return self._job.max_cost_usd
         return self._machine.policy.max_job_cost_usd
 
-    def _give_up_rest(self, out: FanOutResult) -> None:
-        error = ErrorReport(
-            kind=ErrorKind.OVER_BUDGET,
-            what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
-            where="max_cost_usd",
-            mend="Raise max_cost_usd and use `dropbatch retry`; finished tasks are kept",
-        )
+    def _give_up_rest(self, out: FanOutResult, error: ErrorReport) -> None:
         for task, tries, _ in self._pending:
             out.results[task.index] = TaskResult(
                 index=task.index,

@@ -31,6 +31,7 @@ OUTPUTS = "comfy_outputs/"
 NIGHTS = "comfy_outputs/nightly/"
 STATE = "state/"
 AUTHORITY = "state/authority.json"
+SPEND = "state/spend/"
 OBJECT_INFO = "state/object_info.json"
 DONE = "done/"
 FAILED = "failed/"
@@ -125,6 +126,15 @@ def execution_prefix(job: str, attempt: str, index: int, execution: str) -> str:
 
 def result_key(job: str, attempt: str, index: int, execution: str) -> str:
     return execution_prefix(job, attempt, index, execution) + "result.json"
+
+
+def spend_prefix(day: date) -> str:
+    return f"{SPEND}{day:%Y-%m-%d}/"
+
+
+def spend_key(day: date, job: str, attempt: str, micros: int) -> str:
+    """What an attempt has cost on a day, in millionths of a dollar; the name is all there is."""
+    return f"{spend_prefix(day)}{job}/{attempt}/{micros}"
 
 
 def cancel_key(job: str) -> str:

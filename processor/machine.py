@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from processor.budget import DayBudget
 from processor.clock import StoreClock
 from processor.events import Observer, ignore
 from processor.handler import Handler, Stop, Stores
@@ -52,6 +53,11 @@ class Machine:
         from processor.recurring import Recurring  # late: it drops jobs, and so needs this module
 
         return Recurring()
+
+    @cached_property
+    def budget(self) -> DayBudget:
+        """What the day has cost, as far as this process knows."""
+        return DayBudget(self.stores.main, self.policy, self.clock)
 
     def close(self) -> None:
         """Stop the launcher's engines, then close leases and stores. Idempotent."""

@@ -160,6 +160,7 @@ class RenderJob(JobBase):
     """One task per prompt: a list, or the store key of a .txt (one a line), .csv (columns are
     parameters) or .jsonl file."""
     output: Output | None = None
+    """Names and conversion of what the tasks make, contact sheet, sequence."""
     allow_invalid_outputs: bool = False
     """Let ComfyUI drop outputs that fail validation instead of failing the task."""
     reuse: bool = False

@@ -59,5 +59,7 @@ class Policy:
     """Of templates that name none, and of the days that costs are counted by."""
     max_job_cost_usd: float = 10.0
     max_day_cost_usd: float = 25.0
+    priced: bool = False
+    """Tasks cost money here: the day's sum is looked up before anything is claimed."""
     sweep_after_s: float = 25 * 3600.0
     """A manifest must have stood this long; no attempt outlives 24 hours."""

@@ -51,6 +51,8 @@ class TickReport:
     problem: str | None = None
     """Why nothing could be done, for people."""
     refused: Literal["authority"] | None = None
+    over_budget: str | None = None
+    """Why nothing was claimed although jobs are due: the day's budget is used up."""
 
     @property
     def has_more(self) -> bool:
@@ -98,7 +100,7 @@ def tick(
     if not inbox.paused and not machine.stop.is_set():
         # What it dropped is in the next listing.
         report.young += len(machine.recurring.emit_due(machine, inbox, zone=machine.policy.zone))
-    if not inbox.paused and capacity > 0 and not machine.stop.is_set():
+    if not inbox.paused and capacity > 0 and not machine.stop.is_set() and not _out_of_money(machine, report):
         _claim(machine, inbox, report, capacity, busy)
         report.folders = look_at_folders(machine, inbox)
         # Frozen just now, or as soon as the next listing agrees: worth another look at once.
@@ -133,6 +135,16 @@ def claim_more(
         return []
     _claim(machine, report.inbox, report, capacity, busy)
     return report.claims[before:]
+
+
+def _out_of_money(machine: Machine, report: TickReport) -> bool:
+    """Whether the day's budget is used up; then drops wait in the inbox for tomorrow."""
+    budget = machine.budget
+    if not machine.policy.priced or not report.pending or not budget.used_up:
+        return False
+    report.over_budget = f"the day has cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}"
+    log.warning("tick.over_budget", why=report.over_budget)
+    return True
 
 
 def _night(machine: Machine, forced: bool | None) -> bool:

@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Jobs": {
         "status": Entry("status", "What waits, runs and has finished; or one job."),
+        "costs": Entry("costs", "What finished jobs have cost: by day, job, GPU or workflow."),
         "logs": Entry("logs", "A job's engine log and errors."),
         "fetch": Entry("fetch", "Download a job's results."),
         "open": Entry("open", "Look at results in the browser, whatever the bucket."),

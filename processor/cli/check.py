@@ -30,6 +30,9 @@ def command(
         list[Path], typer.Argument(help="Job files, PNGs or dataset folders, as for drop.", metavar="PATH…")
     ],
     *,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Estimate time and cost, learning from the bucket's jobs.")
+    ] = False,
     as_json: Json = False,
     bucket: Bucket = None,
     endpoint_url: EndpointUrl = None,
@@ -43,7 +46,7 @@ def command(
     \b
     Example:
       dropbatch check portrait.json
-      dropbatch check portrait.json --bucket b2://renders
+      dropbatch check portrait.json --bucket b2://renders --cost
     """
     from processor.cli.job_files import find_sources
 
@@ -52,7 +55,7 @@ def command(
     found = []
     for path in paths:
         files, folders = find_sources(path)
-        found += [check_file(file, settings, store) for file in files]
+        found += [check_file(file, settings, store, cost=cost) for file in files]
         found += [check_dataset(folder, settings) for folder in folders]
     if as_json:
         console.print_json(found)
@@ -63,7 +66,7 @@ def command(
         raise typer.Exit(Exit.FAILED)
 
 
-def check_file(path: Path, settings: Settings, store: Store | None) -> dict[str, Any]:
+def check_file(path: Path, settings: Settings, store: Store | None, *, cost: bool = False) -> dict[str, Any]:
     """What a job file comes to: its plan in a few facts, or its error."""
     from processor.report import error_report
 
@@ -77,6 +80,12 @@ def check_file(path: Path, settings: Settings, store: Store | None) -> dict[str,
         for node in plan.shared.get("workflow", {}).values()
         if isinstance(node, Mapping) and "class_type" in node
     )
+    estimate = {}
+    if cost:
+        from processor.cli.cost_table import cost_facts
+
+        taught = store or (open_main(settings) if settings.bucket else None)
+        estimate = {"cost": cost_facts(plan, settings, taught)}
     return {
         "path": str(path),
         "valid": True,
@@ -91,6 +100,7 @@ def check_file(path: Path, settings: Settings, store: Store | None) -> dict[str,
         "files": [{"name": file.name, "source": file.source} for file in plan.inputs],
         "gpu": plan.gpu,
         "warnings": plan.warnings,
+        **estimate,
     }
 
 
@@ -183,6 +193,10 @@ def _print(facts: dict[str, Any]) -> None:
     else:
         out.print(f"[green]✓[/green] {escape(facts['path'])}  {plural(facts['tasks'], 'task')}")
         _print_plan(facts)
+        if "cost" in facts:
+            from processor.cli.cost_table import print_cost
+
+            print_cost(facts["cost"])
     for warning in facts["warnings"]:
         out.print(f"  [yellow]warning:[/yellow] {escape(warning)}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from processor.models import JobBase, Matrix, RenderJob, SeedDraw, SeedRange, TrainJob
+from processor.models import JobBase, Matrix, Output, RenderJob, SeedDraw, SeedRange, TrainJob
 
 _HEAD = """\
 # Jobs
@@ -70,6 +70,7 @@ def jobs_page() -> str:
         _section("Train jobs", TrainJob, without=shared),
         _section("Every job", JobBase, only=shared),
         _section("`matrix`", Matrix),
+        _section("`output`", Output),
         _section("`seeds` as a range", SeedRange),
         _section("`seeds` drawn at random", SeedDraw),
         _EXAMPLES,

@@ -13,7 +13,8 @@ _SECTIONS = {
     "tick_s": "Ticks and leases",
     "concurrency": "Jobs",
     "zone": "Night and money",
-    "comfyui_url": "Engines on this machine",
+    "slack_channel": "Notices",
+    "machine_gpu": "Engines on this machine",
     "modal": "On Modal",
     "log_level": "Logs",
 }
@@ -47,6 +48,9 @@ _TAIL = """
 A models or datasets bucket with a key of its own takes it from `DROPBATCH_MODELS_KEY_ID` and
 `DROPBATCH_MODELS_KEY`, or `DROPBATCH_DATASETS_KEY_ID` and `DROPBATCH_DATASETS_KEY`; else it is opened with
 the key above.
+
+Notices take Slack's bot token from `SLACK_BOT_TOKEN`, and what a webhook is signed with from
+`DROPBATCH_WEBHOOK_SECRET`.
 """
 
 

@@ -1,0 +1,137 @@
+"""What may be spent: by a job, by a day, by several runners at once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from processor.handler import Stores, TaskContext, TaskOutput, Work
+from processor.launch import LocalConfig, LocalLauncher
+from processor.machine import Machine
+from processor.run import RunReport, run
+from processor.store.memory import MemoryStore
+from processor.testing.clock import ManualClock
+from processor.testing.counting import CountingStore
+from processor.testing.handler import ScriptedHandler
+from processor.testing.machine import Bench
+from processor.tick import tick
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+DOLLAR_A_TASK = 1.0
+
+
+def takes_a_second(_work: Work, _context: TaskContext) -> TaskOutput:
+    return TaskOutput([], seconds=1.0)
+
+
+@pytest.fixture(name="bench")
+def _bench(tmp_path: Path) -> Bench:
+    bench = Bench(tmp_path, ScriptedHandler(takes_a_second), clock=ManualClock(NOON))
+    bench.with_policy(priced=True, max_job_cost_usd=1000.0, max_day_cost_usd=1000.0)
+    return bench
+
+
+def dear(bench: Bench) -> Machine:
+    """A runner whose tasks cost a dollar each."""
+    machine = bench.machine()
+    handlers = {"render": bench.handler}
+    launcher = LocalLauncher(
+        handlers,
+        Stores.single(bench.main),
+        LocalConfig(bench.work_dir, gpu="L40S", usd_per_s=DOLLAR_A_TASK),
+        bench.events.append,
+    )
+    return Machine(
+        **{
+            name: getattr(machine, name)
+            for name in ("stores", "leases", "authority", "clock", "handlers", "policy", "nonce", "host")
+        },
+        launcher=launcher,
+    )
+
+
+def job(tasks: int, **more: Any) -> dict[str, Any]:
+    return {"workflow": "noop", "overrides": {"tasks": tasks}, **more}
+
+
+def finish(bench: Bench) -> RunReport:
+    machine = dear(bench)
+    report = run(machine, once=True)
+    machine.close()
+    return report
+
+
+def test_every_manifest_says_what_it_cost(bench: Bench) -> None:
+    bench.drop(job(3))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert manifest["cost_usd"] == pytest.approx(3.0)
+    assert manifest["tasks"][0]["gpu"] == "L40S"
+    assert bench.keys("state/spend/2026-05-04/")[0].endswith("/3000000")
+
+
+def test_a_job_stops_fanning_out_at_its_limit_and_says_so(bench: Bench) -> None:
+    """At most one task beyond, however many could run at once; what finished is kept."""
+    bench.drop(job(50, max_cost_usd=10))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    done = [task for task in manifest["tasks"] if task["status"] == "done"]
+    assert manifest["outcome"] == "partial"
+    assert 10 <= len(done) <= 15  # the first window is begun before any price is known
+    assert "of $10.00" in manifest["tasks"][-1]["error"]["what"]
+    assert manifest["tasks"][-1]["error"]["where"] == "max_cost_usd"
+
+
+def test_the_day_stops_a_job_half_way(bench: Bench) -> None:
+    bench.with_policy(max_day_cost_usd=20.0)
+    bench.drop(job(50))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert manifest["tasks"][-1]["error"]["where"] == "max_day_cost_usd"
+    assert 20 <= manifest["cost_usd"] <= 26
+
+
+def test_the_next_job_waits_for_tomorrow_instead_of_failing(bench: Bench) -> None:
+    """It is not claimed at all; after midnight in the settings' zone it runs."""
+    bench.with_policy(max_day_cost_usd=5.0, zone=ZoneInfo("Europe/Berlin"))
+    bench.drop(job(5))
+    finish(bench)
+    bench.drop(job(2, name="later"), "inbox/jobs/b.json")
+    finish(bench)
+    assert len(bench.manifests()) == 1
+    machine = dear(bench)
+    bench.clock.advance(9.5 * 3600)  # 21:30 UTC is 23:30 in Berlin
+    report = tick(machine, capacity=1)
+    assert report.claims == []
+    assert report.over_budget == "the day has cost $5.00 of $5.00"
+    bench.clock.advance(3600)
+    finish(bench)
+    assert len(bench.manifests()) == 2
+
+
+def test_runners_count_each_others_spending(bench: Bench) -> None:
+    """Two machines, one bucket, one budget."""
+    first, second = dear(bench), dear(bench)
+    first.budget.add(("a-0123456789abcdef", "1-a"), 3.0)
+    first.budget.write(("a-0123456789abcdef", "1-a"))
+    first.budget.add(("a-0123456789abcdef", "1-a"), 4.0)
+    first.budget.write(("a-0123456789abcdef", "1-a"))
+    second.budget.add(("b-0123456789abcdef", "1-b"), 2.0)
+    assert second.budget.spent_usd() == pytest.approx(9.0)
+
+
+def test_an_idle_bucket_and_jobs_that_cost_nothing_ask_nothing(tmp_path: Path) -> None:
+    """The floor of eight requests stands: the day is looked up only where tasks have a price."""
+    clock = ManualClock(NOON)
+    store = CountingStore(MemoryStore(clock=clock))
+    bench = Bench(tmp_path, ScriptedHandler(), clock=clock, store=store)
+    bench.drop(job(1))
+    machine = bench.machine()
+    run(machine, once=True)
+    machine.close()
+    assert not bench.keys("state/spend/")
+    assert "state/spend/" not in str(store.reset())

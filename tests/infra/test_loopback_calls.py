@@ -1,5 +1,5 @@
 """Calls on the loopback: what the real client and real containers do with inputs and outputs."""
-# ruff: noqa: TID251  # the client under test
+# the client under test
 
 import os
 import uuid

@@ -1,5 +1,5 @@
 """What a deploy registers on the loopback, and the deploys that must fail."""
-# ruff: noqa: TID251  # the client under test
+# the client under test
 
 import subprocess
 import sys

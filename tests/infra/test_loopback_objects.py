@@ -1,5 +1,5 @@
 """Classes, dicts, volumes and web endpoints on the loopback."""
-# ruff: noqa: TID251  # the client under test
+# the client under test
 
 import asyncio
 import io

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpclib.server
-import modal  # noqa: TID251  # the client under test
+import modal  # the client under test
 from aiohttp import web
-from modal.client import _Client  # noqa: TID251
+from modal.client import _Client
 from modal_proto import api_pb2 as pb
 
 from tests.loopback.apps import Apps, Registered

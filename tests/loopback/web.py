@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import WSMsgType, web
-from modal._serialization import deserialize_data_format, serialize_data_format  # noqa: TID251  # the wire's own codec
+from modal._serialization import deserialize_data_format, serialize_data_format  # the wire's own codec
 from modal_proto import api_pb2 as pb
 
 from tests.loopback.apps import Registered

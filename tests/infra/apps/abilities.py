@@ -1,5 +1,5 @@
 """An app with one small function for each thing that the loopback must carry."""
-# ruff: noqa: TID251  # apps for Modal import modal
+# apps for Modal import modal
 
 import asyncio
 import os

@@ -1,5 +1,5 @@
 """An app that uses what Modal has deprecated."""
-# ruff: noqa: TID251  # apps for Modal import modal
+# apps for Modal import modal
 
 import modal
 

@@ -1,5 +1,5 @@
 """An app whose containers never finish starting."""
-# ruff: noqa: TID251  # apps for Modal import modal
+# apps for Modal import modal
 
 import threading
 

@@ -1,5 +1,5 @@
 """An app whose module needs a file that no mount carries: fine here, broken in a container."""
-# ruff: noqa: TID251  # apps for Modal import modal
+# apps for Modal import modal
 
 import modal
 from neighbour import GREETING  # type: ignore[import-not-found]  # beside this script, not in a package

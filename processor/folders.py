@@ -133,6 +133,8 @@ class _Look:
         update = {"generation": generation, "frozen": frozen, "settled": False, "missing": []}
         self._write_state(seen.model_copy(update=update))
         self._emit(frozen)
+        if seen.frozen is not None and seen.frozen.inventory != frozen.inventory:
+            self._forget(seen.frozen)
         log.info("dataset.frozen", dataset=self._name, job_id=frozen.job_id, files=len(inventory.files))
         return "frozen"
 
@@ -158,6 +160,13 @@ class _Look:
             problem=frozen.problem,
         )
         drop(self._machine, job, parent=frozen.inventory, name=self._name)
+
+    def _forget(self, earlier: Frozen) -> None:
+        """Remove the inventory of a generation that has settled: its receipt says the same."""
+        try:
+            self._store.delete(earlier.inventory, version=self._store.stat(earlier.inventory).version)
+        except NotFound:
+            return
 
     def _job_id(self, inventory_key: str) -> str:
         # The inventory names folder and versions, so its hash is the folder's identity.

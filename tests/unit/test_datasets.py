@@ -293,6 +293,7 @@ def test_more_pictures_join_the_newest_version(bench: Bench) -> None:
     prefix = f"datasets/{NAME}/{second['fingerprint']}/"
     assert bench.main.get(prefix + "000.txt").body.read() == b"zoe, a better caption"
     assert len(bench.keys(f"datasets/{NAME}/{first['fingerprint']}/")) == 7
+    assert len(bench.keys("state/inventories/")) == 1
     assert len(trainings(bench)) == 2
 
 

@@ -80,35 +80,64 @@ FILE_INPUTS: Final[dict[str, tuple[str, ...]]] = {
 UPLOAD_FLAGS: Final = ("image_upload", "video_upload", "audio_upload", "file_upload", "upload")
 """Marks of a file input in `/object_info`."""
 
-DENIED_NODES: Final[tuple[tuple[str, str], ...]] = (
-    ("*[Pp]ython*", "runs code"),
-    ("*[Ee]val *", "runs code"),
-    ("*[Ee]val", "runs code"),
-    ("*[Ee]xec[A-Z_ ]*", "runs code"),
-    ("*[Ss]hell*", "runs code"),
-    ("*RunCommand*", "runs code"),
-    ("LoadImageSetFromFolderNode", "reads whole folders"),
-    ("LoadImageTextSetFromFolderNode", "reads whole folders"),
-    ("VHS_Load*Path", "reads arbitrary files"),
-    ("VHS_LoadAudio", "reads arbitrary files"),
-    ("*From[Pp]ath*", "reads arbitrary files"),
-    ("*[Ff]rom[Dd]ir*", "reads arbitrary files"),
-    ("Load Image Batch", "reads arbitrary files"),
-    ("Load Text File", "reads arbitrary files"),
-    ("Load Batch Images", "reads arbitrary files"),
-    ("Save Text File", "writes arbitrary files"),
-    ("*From[Uu][Rr][Ll]*", "calls out"),
-    ("*[Ww]ebhook*", "calls out"),
-    ("*HTTP*", "calls out"),
-    ("*OpenAI*", "calls out"),
-    ("*DownloadAndLoad*", "calls out"),
-    ("TrainLoraNode", "trains; use a train job"),
+_RUNS_CODE: Final = (
+    *("*python*", "*javascript*", "*shell*", "*bash*", "*subprocess*", "*runcommand*", "*run command*"),
+    *("*eval", "*eval *", "*evaluate*", "*exec", "*exec *", "*exec_*", "*execcode*", "*code exec*"),
+    *("*anynode*", "*idenode*", "*scriptnode*", "*pickle*"),
 )
-"""`fnmatch` patterns of node classes refused unless allowed by name, and why. Comfy's own
-API nodes are refused by their `api_node` mark."""
+_READS_FILES: Final = (
+    *("*frompath*", "*from path*", "*from_path*", "*(path)*", "vhs_load*path", "vhs_loadaudio"),
+    *("*fromdir*", "*from dir*", "*from_dir*", "*fromfolder*", "*from folder*", "*from_folder*"),
+    *("*fromfile*", "*from file*", "*from_file*", "*localfile*", "*local file*", "*readfile*", "*read file*"),
+    *("*loadtext*", "*load text*", "*load_text*", "*readtext*", "*read text*", "*listdir*", "*list files*"),
+    *("load image batch", "load batch images", "batch load images", "loadimage*setfromfoldernode"),
+)
+_WRITES_FILES: Final = (
+    *(
+        "*savetext*",
+        "*save text*",
+        "*save_text*",
+        "*writefile*",
+        "*write file*",
+        "*writetext*",
+        "*write text*",
+    ),
+    *("image save", "*deletefile*", "*delete file*"),
+)
+_CALLS_OUT: Final = (
+    *(
+        "*url*",
+        "*http*",
+        "*webhook*",
+        "*request*",
+        "*download*",
+        "*upload to*",
+        "*ftp*",
+        "*images3",
+        "*s3image*",
+    ),
+    *("*openai*", "*chatgpt*", "*anthropic*", "*claude*", "*gemini*", "*deepseek*", "*groq*", "*ollama*"),
+    *("*discord*", "*telegram*", "*slack*", "*email*", "*e-mail*", "*smtp*"),
+)
+DENIED_NODES: Final[tuple[tuple[str, str], ...]] = (
+    *((pattern, "runs code") for pattern in _RUNS_CODE),
+    *((pattern, "reads arbitrary files") for pattern in _READS_FILES),
+    *((pattern, "writes arbitrary files") for pattern in _WRITES_FILES),
+    *((pattern, "calls out") for pattern in _CALLS_OUT),
+    ("trainloranode", "trains; use a train job"),
+)
+"""`fnmatch` patterns of caseless node classes refused unless allowed by name, and why. Names
+are all that is known of custom nodes, so this errs towards refusing. Comfy's own API nodes
+are refused by their `api_node` mark."""
 
 PATH_INPUT_HINTS: Final = ("path", "dir", "folder", "file")
-"""Inputs whose names contain one of these must not leave ComfyUI's directories."""
+"""Inputs whose names contain one of these must not lead out of ComfyUI's directories."""
+
+FILE_LIKE_HINTS: Final = ("image", "video", "audio", "mask", "model", "ckpt", "lora", "name")
+"""Likewise, where they hold a text and no link: then it is a file's name."""
+
+URL_INPUT_HINTS: Final = ("url", "uri", "endpoint", "host", "server", "webhook", "proxy")
+"""Inputs whose names contain one of these must not hold an address."""
 
 SEED_INPUTS: Final = ("seed", "noise_seed")
 

@@ -73,6 +73,17 @@ def is_link(value: Any) -> bool:
     )
 
 
+def unwrapped(value: Any) -> Any:
+    """An input's value as the server will see it: out of `{"__value__": …}`, which it takes off
+    before running. Only a list needs that, to tell it from a link; it keeps one."""
+    if not isinstance(value, dict) or "__value__" not in value:
+        return value
+    inner: Any = value
+    while isinstance(inner, dict) and "__value__" in inner:
+        inner = inner["__value__"]
+    return {"__value__": inner} if isinstance(inner, list) else inner
+
+
 def is_ui_export(value: Any) -> bool:
     """Whether this is the editor's own format, which the server can't run."""
     return isinstance(value, dict) and isinstance(value.get("nodes"), list)
@@ -116,7 +127,8 @@ def read_graph(value: Any, *, where: str = "workflow") -> Graph:
         if not isinstance(inputs, dict):
             raise JobInvalid("a node's inputs are a JSON object", where=place)
         meta = node.get("_meta")
-        graph[node_id] = {"class_type": node["class_type"], "inputs": dict(inputs)}
+        plain = {name: unwrapped(item) for name, item in inputs.items()}
+        graph[node_id] = {"class_type": node["class_type"], "inputs": plain}
         if isinstance(meta, dict) and isinstance(meta.get("title"), str):
             graph[node_id]["_meta"] = {"title": meta["title"][:200]}
     return graph
@@ -148,7 +160,7 @@ def applied(graph: Graph, sets: Iterable[Set | list[Any]]) -> Graph:
         node = changed[node_id]
         if node is graph[node_id]:
             node = changed[node_id] = {**node, "inputs": dict(node["inputs"])}
-        node["inputs"][name] = value
+        node["inputs"][name] = unwrapped(value)
     return changed
 
 

@@ -19,9 +19,10 @@ from handlers.render.policy import leads_out
 from handlers.render.preflight import Problem, raise_problems
 from handlers.render.settings import RenderSettings
 from processor import layout
-from processor.errors import ErrorKind, JobInvalid, NotFound
+from processor.errors import ErrorKind, JobInvalid, NotFound, TaskFailed
 from processor.records import ModelFile
 from processor.store import Store
+from processor.store.tree import MAX_NAME_BYTES
 
 _TREE = "diffusers"
 _TREE_INDEX = "model_index.json"
@@ -61,7 +62,7 @@ class ModelFinder:
         raise_problems(self._problems)
 
     def _look(self, graph: Graph, model: NamedModel) -> ModelFile | None:
-        if leads_out(model.name):
+        if leads_out(model.name) or not _is_name(model):
             raise JobInvalid(
                 f"{model.name[:200]!r} is no model name",
                 where=str(model.target),
@@ -110,6 +111,15 @@ class ModelFinder:
         place = f"{layout.COMFY_MODELS}{model.folders[0]}/{model.name}"
         near = nearest(model.name, known, what="models there")
         return _problem(graph, model, f"there is no {place}", f"Upload it, or correct the name. {near}")
+
+
+def _is_name(model: NamedModel) -> bool:
+    """Whether every store and file system could hold a model of this name."""
+    try:
+        key = model_key(ModelFile(folder=model.folders[0], name=model.name))
+    except TaskFailed:
+        return False
+    return all(len(part.encode()) <= MAX_NAME_BYTES for part in key.split("/"))
 
 
 def has_locally(comfyui_dir: Path | None, file: ModelFile) -> bool:

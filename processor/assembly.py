@@ -6,6 +6,7 @@ import hashlib
 import os
 import pkgutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 from zoneinfo import ZoneInfo
@@ -20,11 +21,15 @@ from processor.layout import slug
 from processor.leases.authority import Authority
 from processor.leases.inheritance import InheritedLeases
 from processor.machine import Machine, new_nonce
+from processor.notify import EVENTS, Notices, Notifier
 from processor.policy import Policy
+from processor.problems import did_you_mean
 from processor.schedule import Night
+from processor.slack import Slack
 from processor.store import Store
 from processor.store.directory import DirectoryStore
 from processor.store.opening import open_store
+from processor.webhook import Webhook
 
 if TYPE_CHECKING:
     from processor.leases.protocol import LeaseStore
@@ -63,7 +68,33 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
         handlers=handlers,
         policy=policy,
         observe=observe,
+        notices=open_notices(settings, os.environ),
     )
+
+
+def open_notices(settings: Settings, environ: Mapping[str, str]) -> Notices | None:
+    """Who is told how jobs end, as settings and environment have it; None for nobody.
+
+    Raises:
+        ConfigError: a channel without a token, a webhook without a secret, an unknown event.
+    """
+    for event in settings.notify_on:
+        if event not in EVENTS:
+            raise ConfigError(
+                f"there is no event {event!r}", where="notify_on", mend=did_you_mean(event, EVENTS)
+            )
+    notifiers: list[Notifier] = []
+    channel = settings.slack_channel or environ.get("SLACK_ERROR_CHANNEL")
+    token = environ.get("SLACK_BOT_TOKEN")
+    if channel and token:
+        notifiers.append(Slack(token, channel))
+    elif settings.slack_channel:
+        raise ConfigError(
+            "notices to Slack need a bot's token", where="slack_channel", mend="Set SLACK_BOT_TOKEN"
+        )
+    if settings.webhook_url:
+        notifiers.append(Webhook(settings.webhook_url, environ.get("DROPBATCH_WEBHOOK_SECRET", "")))
+    return Notices(notifiers, frozenset(settings.notify_on), settings.page_url) if notifiers else None
 
 
 def _local_config(settings: Settings) -> LocalConfig:

@@ -46,7 +46,13 @@ def emit(machine: Machine, manifest: Manifest) -> None:
         drop(machine, job, parent=manifest.job_id, name=name)
 
 
-EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested, published)
+def notify(machine: Machine, manifest: Manifest) -> None:
+    """Tell people, each once. Cost: none without a notifier, else see `processor.notify`."""
+    if machine.notices is not None:
+        machine.notices.job(machine.stores.main, manifest)
+
+
+EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested, published, notify)
 """In this order."""
 
 

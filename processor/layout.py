@@ -137,6 +137,11 @@ def spend_key(day: date, job: str, attempt: str, micros: int) -> str:
     return f"{spend_prefix(day)}{job}/{attempt}/{micros}"
 
 
+def notified_key(subject: str, event: str, notifier: str) -> str:
+    """Stands where this was told, so that it is told once."""
+    return f"{STATE}notified/{subject}/{event}.{notifier}"
+
+
 def cancel_key(job: str) -> str:
     return CANCEL + job
 

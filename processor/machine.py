@@ -16,6 +16,7 @@ from processor.handler import Handler, Stop, Stores
 from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
+from processor.notify import Notices
 from processor.policy import Policy
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Machine:
     handlers: Mapping[str, Handler]
     policy: Policy
     observe: Observer = ignore
+    notices: Notices | None = None
+    """Who is told how jobs end; None for nobody."""
     stop: Stop = field(default_factory=Stop)
     """Set to wind down: nothing new is claimed or submitted, leases are given back."""
     nonce: Callable[[], str] = new_nonce

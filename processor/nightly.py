@@ -9,20 +9,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
+from urllib.parse import unquote
 
 import structlog
 from pydantic import AwareDatetime
 
-from processor.errors import NotFound, StoreError
+from processor.errors import NotFound, StoreError, TooLarge
 from processor.gallery import file_href, job_name, shown_as_of
-from processor.layout import NIGHTLY, night_page_key, night_report_key
+from processor.layout import NIGHTLY, job_prefix, night_page_key, night_report_key
 from processor.machine import Machine
 from processor.models import Model
 from processor.night_page import render_night
+from processor.parallel import each
 from processor.records import Manifest, Outcome, dump
 from processor.report import error_line
 from processor.schedule import Night, Window
 from processor.settled import manifests, settled_jobs
+from processor.store import Store, read_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +33,8 @@ MAX_JOBS = 2_000
 """A report shows the newest; its totals are of those, and it says so."""
 MAX_PICTURES = 24
 """Of one job, spread evenly over the gallery's order."""
+MAX_SHEET = 60
+"""Pictures on the sheet that Slack is shown."""
 _AGAIN_S = 600.0
 
 
@@ -152,6 +157,35 @@ def spread(items: list[str], count: int) -> list[str]:
     if len(items) <= count:
         return items
     return [items[place * len(items) // count] for place in range(count)]
+
+
+def announcing(machine: Machine) -> Callable[[NightReport], None] | None:
+    """How this machine tells of a report; None if it tells nobody."""
+    notices, store = machine.notices, machine.stores.main
+    if notices is None:
+        return None
+    return lambda report: notices.night(store, report, lambda: night_sheet(store, report))
+
+
+def night_sheet(store: Store, report: NightReport) -> bytes | None:
+    """A night's pictures on one, each job's first ones. Cost: 1 request a picture, at most 60."""
+    from processor.contact_sheet import MAX_PICTURE_BYTES, contact_sheet  # late: it needs Pillow
+
+    shown = [job for job in report.jobs if job.pictures][:MAX_SHEET]
+    share = max(1, MAX_SHEET // max(1, len(shown)))
+    wanted = [
+        (job.name, f"{job_prefix(job.job_id)}{unquote(href.removeprefix('./'))}")
+        for job in shown
+        for href in spread(job.pictures, share)
+    ]
+
+    def read(named: tuple[str, str]) -> tuple[str, bytes]:
+        try:
+            return named[0], read_bytes(store, named[1], limit_bytes=MAX_PICTURE_BYTES)
+        except (NotFound, TooLarge):
+            return named[0], b""
+
+    return contact_sheet(found for _, found in each(read, wanted))
 
 
 class Mornings:

@@ -13,7 +13,7 @@ from processor.attempt import Claim
 from processor.dispatch import process
 from processor.errors import StoreError
 from processor.machine import Machine
-from processor.nightly import Mornings
+from processor.nightly import Mornings, announcing
 from processor.records import Manifest, Outcome
 from processor.sweep import sweep
 from processor.tick import TickReport, claim_more, tick
@@ -123,7 +123,7 @@ class _Loop:
         self._sweep_at = machine.clock.monotonic()
         self._last: TickReport | None = None
         self._looked_at = 0.0
-        self._mornings = Mornings(machine)
+        self._mornings = Mornings(machine, announce=announcing(machine))
         self._reporting: Future[None] | None = None
 
     def run(self, *, once: bool) -> RunReport:

@@ -30,6 +30,7 @@ LISTED: Final = "_manifest.json"
 OPTIONS: Final = "dataset.yaml"
 
 MAX_LISTED_BYTES: Final = 16 * 1024 * 1024
+_INVENTORIES: Final = f"{STATE}inventories/"
 _NAMED: Final = 20
 """So many missing files are named; a report of thousands helps nobody."""
 _RESTLESS: Final = 10
@@ -148,7 +149,12 @@ def state_name(dataset: str) -> str:
 
 def inventory_key(data: bytes) -> str:
     """Named by its content: whoever writes it writes the same bytes."""
-    return f"{STATE}inventories/{hashlib.sha256(data).hexdigest()}.json"
+    return f"{_INVENTORIES}{hashlib.sha256(data).hexdigest()}.json"
+
+
+def is_inventory_key(key: str) -> bool:
+    """Whether a key is one that only the machine writes an inventory under."""
+    return re.fullmatch(_INVENTORIES + r"[0-9a-f]{64}\.json", key) is not None
 
 
 def take_inventory(dataset: str, pages: Iterable[Page]) -> Inventory:

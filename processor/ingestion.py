@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from processor.datasets import FrozenFile, Inventory
 from processor.dropping import drop
@@ -17,6 +17,7 @@ from processor.models import IngestJob, Job
 from processor.parallel import each
 from processor.pointers import Pointer, advance
 from processor.records import Manifest, Outcome, TaskResult
+from processor.settle import kept_name
 from processor.store import Store
 
 _JOB: TypeAdapter[Job] = TypeAdapter(Job)
@@ -41,6 +42,8 @@ def ingested(machine: Machine, manifest: Manifest) -> None:
         inventory = read_inventory(machine, job.inventory)
     except NotFound:
         return  # swept by an earlier pass, to the end
+    except ValidationError:
+        return  # not an inventory of ours: a forged job has failed, and nothing else follows
     prefix = settled_prefix(manifest.outcome, manifest.finished_at, manifest.job_id)
     result = manifest.tasks[0] if manifest.tasks else None
     if manifest.outcome is Outcome.DONE and result is not None:
@@ -99,7 +102,9 @@ def _drop_training(machine: Machine, result: TaskResult) -> None:
 def _keep_files(store: Store, inventory: Inventory, prefix: str) -> None:
     def keep(file: FrozenFile) -> None:
         with suppress(NotFound):  # moved by an earlier pass, or replaced since
-            copy = store.copy(inventory.folder + file.name, prefix + file.name, version=file.version)
+            copy = store.copy(
+                inventory.folder + file.name, prefix + kept_name(file.name), version=file.version
+            )
             if copy.size_bytes != file.size_bytes:
                 raise StoreError(f"the copy has {copy.size_bytes} of {file.size_bytes} bytes", where=copy.key)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
+from processor.datasets import is_inventory_key
 from processor.errors import JobInvalid, NotFound
 from processor.inbox import Drop
 from processor.layout import emitted_job_id
-from processor.models import JobBase
+from processor.models import IngestJob, JobBase
 from processor.policy import Policy
 from processor.reading import read_job
 from processor.store import Store
@@ -79,7 +80,8 @@ def peek(store: Store, drop: Drop, *, policy: Policy, place: str, now: datetime)
 def _check_origin(job: JobBase, drop: Drop) -> None:
     """An emitted job's key must follow from its origin, and nothing else may have one."""
     derived = job.origin and emitted_job_id(job.origin.parent, job.origin.name)
-    if derived != drop.emitted_id:
+    forged = isinstance(job, IngestJob) and not is_inventory_key(job.inventory)
+    if derived != drop.emitted_id or forged:
         raise JobInvalid(
             "`origin` and inbox/jobs/emitted/ are the machine's own",
             where=drop.key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import PurePosixPath
 
@@ -11,6 +12,10 @@ from processor.layout import cancel_key, settled_prefix
 from processor.machine import Machine
 from processor.records import DropRef, Manifest, Outcome, dump
 from processor.report import error_json
+
+_MAX_NAME_BYTES = 700
+"""A key has 1,024 bytes; the root prefix, the day and the job id need some."""
+_KEPT_NAME_BYTES = 200
 
 
 def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool) -> None:
@@ -28,7 +33,7 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
     if manifest.outcome.settles_in == "failed":
         store.put(prefix + "error.json", error_json(manifest), media_type="application/json")
     try:
-        copy = store.copy(drop.key, prefix + PurePosixPath(drop.key).name, version=drop.version)
+        copy = store.copy(drop.key, prefix + kept_name(PurePosixPath(drop.key).name), version=drop.version)
     except NotFound:
         _leave_receipt(machine, drop, prefix)
     else:
@@ -41,12 +46,22 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
         _drop_cancel_request(machine, cancel_key(manifest.job_id))
 
 
+def kept_name(name: str) -> str:
+    """A drop's name in the folder where it settles: its own, or its end behind a hash where the
+    key would be longer than stores take."""
+    data = name.encode()
+    if len(data) <= _MAX_NAME_BYTES:
+        return name
+    end = data[-_KEPT_NAME_BYTES:].decode("utf-8", "ignore")
+    return f"{hashlib.sha256(data).hexdigest()[:16]}-{end}"
+
+
 def _leave_receipt(machine: Machine, drop: Drop, prefix: str) -> None:
     """Stand in for a drop that its user removed or overwrote while it ran: the sweep and
     `dropbatch status` find jobs by what was settled. Cost: 1 request, 2 if it is needed."""
     store = machine.stores.main
     try:
-        store.stat(prefix + PurePosixPath(drop.key).name)
+        store.stat(prefix + kept_name(PurePosixPath(drop.key).name))
     except NotFound:
         receipt = DropRef(
             key=drop.key, version=drop.version, size_bytes=drop.size_bytes, modified=drop.modified

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from handlers.ingest.archive import load_dataset, sources, store_dataset
 from handlers.ingest.examine import add, check_folder, conclude, examine, left_out
 from handlers.ingest.options import MAX_BYTES, DatasetOptions, read_dataset_options
@@ -69,7 +71,16 @@ class IngestHandler:
                 where=folder_key(job.dataset),
                 mend="Upload the folder again, with `_READY` last",
             )
-        inventory = _read_inventory(context.stores.main, job.inventory)
+        try:
+            inventory = _read_inventory(context.stores.main, job.inventory)
+        except (NotFound, ValidationError):
+            raise JobInvalid(
+                "the inventory of this folder is gone",
+                where=job.inventory,
+                mend="Upload the folder again, with `_READY` last",
+            ) from None
+        if inventory.dataset != job.dataset:
+            raise JobInvalid("the inventory is of another folder", where=job.inventory)
         options = _read_options(context.stores.main, inventory)
         pointer = read_pointer(context.stores.datasets, dataset_latest_key(job.dataset))
         payload = {

@@ -119,7 +119,7 @@ def test_a_dropped_folder_becomes_a_lora_that_opens(tmp_path: Path, tiny: Path) 
 
 def test_kill_9_in_the_middle_resumes_from_the_last_checkpoint(tmp_path: Path, tiny: Path) -> None:
     """Runner and trainer die; the next runner goes on and ends as if nothing had been."""
-    bucket = Bucket(tmp_path, tiny, steps=2000, save_every=20, sample_every=0)
+    bucket = Bucket(tmp_path, tiny, steps=400, save_every=20, sample_every=0)
     runner = bucket.start()
     try:
         wait_until(
@@ -144,7 +144,7 @@ def test_kill_9_in_the_middle_resumes_from_the_last_checkpoint(tmp_path: Path, t
     assert len(manifest.attempts) == 2
     steps = [step for step, _ in manifest.tasks[0].data["losses"]]
     assert steps[0] < newest < steps[-1]
-    assert read_header(bucket.loras()[0]).step == 2000
+    assert read_header(bucket.loras()[0]).step == 400
 
 
 def test_a_sweep_of_two_trains_both_and_compares_them(tmp_path: Path, tiny: Path) -> None:

@@ -120,7 +120,12 @@ def test_pictures_become_a_lora_that_changes_what_comfyui_renders(tmp_path: Path
     finally:
         runner.kill()
     assert code == 0, log.read_text()[-4000:]
-    bench = Bench(tmp_path, ScriptedHandler(), store=bucket)
+    _check(Bench(tmp_path, ScriptedHandler(), store=bucket))
+
+
+def _check(bench: Bench) -> None:
+    """All three jobs done, no key of the LoRA left out, and a visible difference."""
+    bucket = bench.main
     manifests = {each["kind"]: Manifest.model_validate(each) for each in bench.manifests()}
     assert {kind: each.outcome for kind, each in manifests.items()} == dict.fromkeys(
         ("ingest", "train", "render"), Outcome.DONE
@@ -129,7 +134,8 @@ def test_pictures_become_a_lora_that_changes_what_comfyui_renders(tmp_path: Path
     engine_log = next(
         key for key in bench.keys(f"comfy_outputs/{render.job_id}/") if key.endswith("engine.log")
     )
-    assert "lora key not loaded" not in bucket.get(engine_log).body.read().decode()
+    with bucket.get(engine_log) as download:
+        assert b"lora key not loaded" not in download.body.read()
     pictures: dict[tuple[int | None, object], Image.Image] = {}
     for result in render.tasks:
         with bucket.get(result.files[0].key) as download:

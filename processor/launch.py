@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ class Run(Protocol):
     files stay under their own keys, named by no manifest).
     """
 
-    window: int
-    """How many executions to keep outstanding: enough to fill the launcher, few enough
-    that a stop wastes little."""
+    @property
+    def window(self) -> int:
+        """How many executions to keep outstanding now: enough to fill the launcher, few enough
+        that a stop wastes little, and no more than its share where others run, too."""
+        ...
 
     def submit(self, work: Work) -> None:
         """Queue one execution."""
@@ -75,7 +78,9 @@ class LocalLauncher:
     """Runs tasks in threads of this process; the engines they drive are child processes.
 
     Each handler has as many threads as its `concurrency`, shared by all jobs in order of
-    submission, so that one task is prepared and another uploaded while an engine works.
+    submission, so that one task is prepared and another uploaded while an engine works. Jobs
+    that run at once share what may be submitted ahead, so a small one never waits for more
+    of a huge one than that.
     """
 
     place = "local"
@@ -89,6 +94,7 @@ class LocalLauncher:
         self._observe = observe
         self._watchdog = Watchdog()
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._sharing: Counter[str] = Counter()
         self._lock = threading.Lock()
         remove_abandoned(config.work_dir)
 
@@ -97,7 +103,18 @@ class LocalLauncher:
         with self._lock:
             if kind not in self._pools:
                 self._pools[kind] = ThreadPoolExecutor(handler.concurrency, thread_name_prefix=kind)
+            self._sharing[kind] += 1
         return _LocalRun(self, handler, self._pools[kind])
+
+    def share(self, kind: str, whole: int) -> int:
+        """The part of `whole` that each of the open runs of a kind may have; at least 1."""
+        with self._lock:
+            return max(1, -(-whole // max(1, self._sharing[kind])))
+
+    def left(self, kind: str) -> None:
+        """A run of this kind has ended."""
+        with self._lock:
+            self._sharing[kind] -= 1
 
     def close(self) -> None:
         """Wait for threads to end (cancel their runs first), then stop the engines."""
@@ -135,8 +152,11 @@ class _LocalRun:
         self._stops: dict[tuple[int, int], Stop] = {}
         self._lock = threading.Lock()
         self._cancelled: ErrorKind | None = None
+
+    @property
+    def window(self) -> int:
         # Twice the threads: a worker never waits for the dispatcher to submit.
-        self.window = 2 * handler.concurrency
+        return self._launcher.share(self._handler.kind, 2 * self._handler.concurrency)
 
     def submit(self, work: Work) -> None:
         stop = Stop()
@@ -173,4 +193,5 @@ class _LocalRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._launcher.left(self._handler.kind)
         self.cancel(ErrorKind.CANCELLED)

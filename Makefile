@@ -9,13 +9,16 @@ rooms := processor handlers workflows infra
 compile := uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml --group build
 
-.PHONY: help demo test story lint types unit audit secrets lock clean base all
+.PHONY: help demo modal-demo test story lint types unit audit secrets lock clean base all
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: base ## render the example drops on this machine and show the gallery
 	@$(bin)/dropbatch demo
+
+modal-demo: all ## the same drops through the real Modal client and containers, on this machine
+	@$(bin)/python -m tests.infra.demo .demo-modal
 
 test: lint types unit ## everything that must pass: lint, types, tests
 
@@ -44,7 +47,7 @@ lock: all ## choose and pin the newest versions that pyproject.toml allows
 	$(bin)/$(compile) --upgrade --constraint .ci/lock/base.txt --group dev --all-extras --output-file .ci/lock/all.txt
 
 clean: ## remove what these targets made
-	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv .demo .demo-modal .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find $(rooms) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 base all:

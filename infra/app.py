@@ -162,8 +162,6 @@ class Renderer:
     @modal.enter(snap=True)
     def load(self) -> None:
         self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
-        if options.comfyui_snapshot:
-            self.worker.warm()
 
     @modal.enter()
     def wake(self) -> None:
@@ -312,18 +310,35 @@ def wake(delay_s: float = 0.0) -> dict[str, Any]:
     ),
     secrets=[told, bucket_key, *slack],
     cpu=0.25,
+    memory=512,
+    timeout=4 * MINUTES,
+    max_containers=1,
+    scaledown_window=2,
+    retries=0,
+)
+def nightly() -> dict[str, Any]:
+    """Open the night at its first minute; the ticks go on with it."""
+    return _tick()
+
+
+@app.function(
+    image=base,
+    schedule=modal.Cron(
+        f"{settings.night_end.minute} {settings.night_end.hour} * * *", timezone=settings.zone
+    ),
+    secrets=[told, bucket_key, *slack],
+    cpu=0.25,
     memory=1024,
     timeout=2 * HOURS,
     max_containers=1,
     scaledown_window=2,
     retries=0,
 )
-def nightly() -> dict[str, Any]:
-    """Open the night at its first minute, then sweep what losing attempts left."""
-    summary = _tick()
+def morning() -> dict[str, Any]:
+    """Report the night, then sweep what losing attempts left."""
     machine, _ = containers.open_machine(deployed, pools, pulls)
     try:
-        return summary | ticking.sweep_once(machine)
+        return ticking.morning_once(machine)
     finally:
         machine.close()
 
@@ -353,8 +368,6 @@ if options.api:
         @modal.enter(snap=True)
         def load(self) -> None:
             self.studio = studio.Studio.open(deployed)
-            if options.comfyui_snapshot:
-                self.studio.warm()
 
         @modal.enter()
         def wake(self) -> None:

@@ -106,9 +106,12 @@ def _rows(deployed: Deployment) -> Iterator[Row]:
     def gpus(names: list[str]) -> tuple[str, ...]:
         return tuple(names) if ours.engine == "comfyui" else ()
 
-    night = f"{settings.night_start.minute} {settings.night_start.hour} * * *"
+    night, morning = (
+        f"{at.minute} {at.hour} * * * {settings.zone}" for at in (settings.night_start, settings.night_end)
+    )
     yield Row("tick", "looks at the inbox", containers=2, cron="* * * * * UTC")
-    yield Row("nightly", "opens the night, sweeps", cron=f"{night} {settings.zone}")
+    yield Row("nightly", "opens the night", cron=night)
+    yield Row("morning", "reports the night, sweeps", cron=morning)
     yield Row("wake", "a tick out of turn", containers=2)
     yield Row("dispatch", "runs claimed jobs", containers=ours.dispatch_containers)
     yield Row("Renderer", "renders", gpus(ours.render_gpus), ours.render_containers)

@@ -58,8 +58,7 @@ class ModalSettings(Model):
     chunk_tasks: int = Field(default=1, ge=1, le=100)
     """Small tasks sent together; a container lost then repeats them all."""
     memory_snapshot: bool = True
-    comfyui_snapshot: bool = False
-    """Start ComfyUI before the snapshot is taken, without a GPU, and give it one afterwards."""
+    """Of our own code with its libraries loaded; ComfyUI starts after it, as it needs the GPU."""
 
     jobs_per_dispatch: int = Field(default=8, ge=1, le=100)
     dispatch_containers: int = Field(default=4, ge=1, le=100)

@@ -13,6 +13,7 @@ from processor.attempt import Claim
 from processor.errors import StoreError
 from processor.log import unit_of_work
 from processor.machine import Machine
+from processor.nightly import Mornings
 from processor.sweep import sweep
 from processor.tick import tick
 
@@ -60,8 +61,12 @@ def tick_once(
         return summary
 
 
-def sweep_once(machine: Machine) -> dict[str, Any]:
-    """Remove what losing attempts left; what can't be done today is done tomorrow."""
+def morning_once(machine: Machine) -> dict[str, Any]:
+    """Report the night that has just closed, and remove what losing attempts left.
+
+    What can't be swept today is swept tomorrow.
+    """
+    Mornings(machine).look()
     try:
         report = sweep(machine)
     except StoreError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pkgutil
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,21 +17,32 @@ if TYPE_CHECKING:
 
 
 def command(
-    *, as_json: Json = False, bucket: Bucket = None, endpoint_url: EndpointUrl = None, config: Config = None
+    *,
+    on_modal: Annotated[bool, typer.Option("--modal", help="What is deployed on Modal, too.")] = False,
+    as_json: Json = False,
+    bucket: Bucket = None,
+    endpoint_url: EndpointUrl = None,
+    config: Config = None,
 ) -> None:
     """Check the configuration, the bucket and the engine.
 
-    Writes one small object under state/ and removes it. Exit code 1 if anything failed.
+    Writes one small object under state/ and removes it; with --modal it lets one tick run there.
+    Exit code 1 if anything failed.
 
     \b
     Example:
       dropbatch doctor --bucket b2://renders
+      dropbatch doctor --modal
     """
     from processor.cli.findings import examine
 
     settings = load_settings(config, bucket, endpoint_url)
+    examinations = [examine]
+    if on_modal:
+        # By name, as handlers are found: this package never imports `infra`.
+        examinations.append(pkgutil.resolve_name("infra.doctor:examine"))
     findings = []
-    for finding in examine(settings):
+    for finding in (finding for look in examinations for finding in look(settings)):
         findings.append(finding)
         if not as_json:
             _print(finding)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import pkgutil
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from processor.cli import console
-from processor.cli.exits import NoSuchJob
-from processor.cli.options import Bucket, Config, EndpointUrl, JobRef, Json, load_settings, open_main
+from processor.cli.exits import NoSuchJob, UsageError
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings, open_main
 
 if TYPE_CHECKING:
     from processor.records import Manifest
@@ -18,8 +21,11 @@ _SHOWN_BYTES = 4 * 1024 * 1024
 
 
 def command(
-    job: JobRef,
+    job: Annotated[
+        str | None, typer.Argument(help="A job id, or the beginning of one.", metavar="JOB")
+    ] = None,
     *,
+    on_modal: Annotated[bool, typer.Option("--modal", help="Follow the app's containers instead.")] = False,
     as_json: Json = False,
     bucket: Bucket = None,
     endpoint_url: EndpointUrl = None,
@@ -30,11 +36,18 @@ def command(
     \b
     Example:
       dropbatch logs portrait-3f9a
+      dropbatch logs --modal
     """
     from processor.cli.jobs import find_job, read_manifest
     from processor.report import error_json
 
-    store = open_main(load_settings(config, bucket, endpoint_url))
+    if (job is None) != on_modal:
+        raise UsageError("name a job, or say --modal")
+    settings = load_settings(config, bucket, endpoint_url)
+    if job is None:
+        # By name, as handlers are found: this package never imports `infra`.
+        raise typer.Exit(pkgutil.resolve_name("infra.commands.logs:follow")(settings))
+    store = open_main(settings)
     job_id = find_job(store, job)
     logs = {key: _read(store, key) for key in _log_keys(store, job_id)}
     manifest = read_manifest(store, job_id)

@@ -77,7 +77,7 @@ def test_a_first_deploy(tmp_path: Path, moto: SerialMotoServer) -> None:
         env = environment(settings, DROPBATCH_KEY_ID=KEY_ID, DROPBATCH_KEY=SECRET)
         shown = run(env, "deploy", "--plan")
         assert shown.returncode == 0, shown.stderr
-        assert "2 of 5 crons" in shown.stdout
+        assert "3 of 5 crons" in shown.stdout
         assert re.search(r"about \$\d\.\d\d a month", shown.stdout)
         refused = run(env, "deploy", "--yes")
         assert (refused.returncode, "b2-credentials: missing" in refused.stderr) == (3, True), refused.stderr
@@ -132,6 +132,42 @@ def test_models_are_synced_listed_pushed_and_removed(here: Deployed) -> None:
     outside = run(env, "models", "rm", "../../etc/passwd")
     assert outside.returncode != 0
     assert run(env, "models", "sync", "../x").returncode != 0
+
+
+def test_a_desk_joins_the_same_bucket(here: Deployed, tmp_path: Path) -> None:
+    """`dropbatch run` anywhere takes its leases through the same Dict: a job for this place runs here,
+    one for Modal waits for Modal. With leases of its own it claims nothing, and says why."""
+    assert here.tick()["problem"] is None
+    local = here.put_job("for-the-desk", {"kind": "render", "workflow": graph(), "where": "local"})
+    remote = here.put_job("for-modal", {"kind": "render", "workflow": graph(), "where": "modal"})
+    env = environment(
+        here.env,
+        AWS_ACCESS_KEY_ID=KEY_ID,
+        AWS_SECRET_ACCESS_KEY=SECRET,
+        DROPBATCH_WORK_DIR=str(tmp_path),
+        HOME=str(tmp_path),
+    )
+    stranger = run(env | {"DROPBATCH_LEASE_BACKEND": "directory"}, "run", "--once", "--json")
+    assert "modal-dict:dropbatch-leases" in json.loads(stranger.stdout)["problem"]
+    desk = run(env | {"DROPBATCH_LEASE_BACKEND": "modal"}, "run", "--once", "--json")
+    assert json.loads(desk.stdout)["outcomes"] == {"done": 1}, desk.stderr
+    assert not here.manifests()[local].attempts[0].host.startswith("modal:")
+    here.tick()
+    here.loopback.wait_until(lambda: remote in here.manifests(), 60, "Modal takes its own")
+    assert here.manifests()[remote].attempts[0].host.startswith("modal:")
+
+
+def test_doctor_looks_at_modal_too(here: Deployed, tmp_path: Path) -> None:
+    """Token, app, secrets, crons and doors, each on a line; nothing of a secret."""
+    env = environment(here.env, AWS_ACCESS_KEY_ID=KEY_ID, AWS_SECRET_ACCESS_KEY=SECRET, HOME=str(tmp_path))
+    done = run(env | {"DROPBATCH_LEASE_BACKEND": "modal"}, "doctor", "--modal", "--json")
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    for name in ("modal token", "modal secrets", "modal app", "modal tick", "modal doors"):
+        assert found[name]["state"] == "ok", found[name]
+    assert SECRET not in done.stdout + done.stderr
+    nowhere = env | {"DROPBATCH_MODAL": json.dumps({"app_name": "nowhere"})}
+    lost = {each["name"]: each for each in json.loads(run(nowhere, "doctor", "--modal", "--json").stdout)}
+    assert (lost["modal app"]["state"], lost["modal app"]["mend"]) == ("fail", "Run `dropbatch deploy`")
 
 
 def test_the_webhooks_rule_and_its_trial(here: Deployed) -> None:

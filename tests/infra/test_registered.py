@@ -69,7 +69,11 @@ def app(here: Deployed) -> Loopback:
 def test_crons_with_their_zone(app: Loopback) -> None:
     """One a minute, one a night where the user lives; five would be the free plan's limit."""
     crons = {name: each.schedule for name, each in app.registered.items() if each.schedule}
-    assert crons == {"tick": ("* * * * *", "UTC"), "nightly": ("0 1 * * *", "Europe/Berlin")}
+    assert crons == {
+        "tick": ("* * * * *", "UTC"),
+        "nightly": ("0 1 * * *", "Europe/Berlin"),
+        "morning": ("0 7 * * *", "Europe/Berlin"),
+    }
 
 
 def test_every_function_leaves_retries_to_the_machine(app: Loopback) -> None:
@@ -233,5 +237,5 @@ def test_the_plan_shown_is_what_is_registered(here: Deployed) -> None:
         assert row.cron == (" ".join(found.schedule) if found.schedule else None), name
         assert (row.door is not None) == bool(found.web_urls), name
         assert row.warm == found.spec.autoscaler_settings.min_containers, name
-    assert (plan.gpus, plan.crons, plan.doors, list(plan.over())) == (9, 2, 3, [])
+    assert (plan.gpus, plan.crons, plan.doors, list(plan.over())) == (9, 3, 3, [])
     assert 0.5 < plan.idle_usd_a_month < 5

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from pydantic import TypeAdapter
 
+from processor.beside import beside
 from processor.dropping import drop
 from processor.gallery import render_gallery
 from processor.ingestion import ingested
@@ -52,7 +53,7 @@ def notify(machine: Machine, manifest: Manifest) -> None:
         machine.notices.job(machine.stores.main, manifest)
 
 
-EFFECTS: tuple[Effect, ...] = (gallery, emit, ingested, published, notify)
+EFFECTS: tuple[Effect, ...] = (gallery, beside, emit, ingested, published, notify)
 """In this order."""
 
 

@@ -27,6 +27,7 @@ from processor.models import Scalar
 from processor.records import ErrorReport, OutputFile, TaskResult, dump
 from processor.report import error_report
 from processor.scratch import scratch_folder
+from processor.shaping import shaped
 from processor.store import Store
 
 log = structlog.get_logger(__name__)
@@ -97,7 +98,8 @@ def execute(
                 deadline = began + work.timeout_s
                 output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
             prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
-            files = [upload(stores.main, prefix, file) for file in output.files]
+            made = shaped(output.files, work.task, work.output, directory)
+            files = [upload(stores.main, prefix, file) for file in made]
     except Exception as failure:
         error = error_report(failure)
         output = TaskOutput(files=[], seconds=0.0, log=getattr(failure, "log", ""))

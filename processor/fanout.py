@@ -171,6 +171,7 @@ class FanOut:
             tries=tries,
             remedy=remedy,
             options=options,
+            output=self._job.output if isinstance(self._job, RenderJob) else None,
         )
 
     def _wait_s(self) -> float:

@@ -120,6 +120,7 @@ def render_gallery(manifest: Manifest) -> str:
         "density": _density(len(results), columns),
         "at_once": _AT_ONCE,
         "cards": [_card(manifest.job_id, result, common) for result in results],
+        "beside": beside_names(manifest),
         "source": manifest.drop.key,
         "training": manifest.kind == "train" and bool(results),
         "engine": " · ".join(f"{name} {spell(value)}" for name, value in manifest.engine.items()),
@@ -127,6 +128,18 @@ def render_gallery(manifest: Manifest) -> str:
     shape = f":root {{ --ratio: {_usual_ratio(results)}; --columns: {columns or 1}; }}"
     css = styles("base.css", "job.css") + shape
     return make_page("job.html.j2", css, page=page)
+
+
+def beside_names(manifest: Manifest) -> list[str]:
+    """What `processor.beside` puts beside this job's page, as far as the manifest tells. Pure."""
+    names = ["tasks.csv", "tasks.jsonl"] if len(manifest.tasks) > 1 else []
+    output = (manifest.job or {}).get("output") or {}
+    pictures = sum(shown_as_of(file) == "image" for result in manifest.tasks for file in result.files)
+    if pictures and output.get("contact_sheet"):
+        names.append("contact-sheet.jpg")
+    if pictures > 1 and output.get("sequence"):
+        names.append(f"sequence.{output['sequence']}")
+    return names
 
 
 def render_index(entries: Iterable[JobEntry], *, title: str, place: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from processor.errors import ErrorKind, TaskFailed
-from processor.models import JobBase, Model, Scalar
+from processor.models import JobBase, Model, Output, Scalar
 from processor.records import InputFile, ModelFile, Plan, Task
 from processor.store import Store
 
@@ -76,6 +76,8 @@ class Work(Model):
     remedy: Remedy = Remedy.NONE
     options: dict[str, Scalar] = {}
     """Job fields that the handler honours while running, e.g. `allow_invalid_outputs`."""
+    output: Output | None = None
+    """Names and formats that the job wants its files in."""
 
 
 class Stop:

@@ -33,6 +33,11 @@ STATE = "state/"
 AUTHORITY = "state/authority.json"
 SPEND = "state/spend/"
 OBJECT_INFO = "state/object_info.json"
+BESIDE = (
+    *("tasks.csv", "tasks.jsonl", "contact-sheet.jpg"),
+    *("sequence.webp", "sequence.gif", "sequence.mp4"),
+)
+"""What may lie beside a job's gallery; a sweep leaves it alone."""
 DONE = "done/"
 FAILED = "failed/"
 
@@ -101,6 +106,11 @@ def gallery_key(job: str) -> str:
 
 def job_prefix(job: str) -> str:
     return f"{OUTPUTS}{job}/"
+
+
+def beside_key(job: str, name: str) -> str:
+    """Something beside the gallery: one of `BESIDE`."""
+    return f"{OUTPUTS}{job}/{name}"
 
 
 def attempt_prefix(job: str, attempt: str) -> str:

@@ -14,7 +14,17 @@ import structlog
 
 from processor.commit import standing
 from processor.errors import NotFound
-from processor.layout import DONE, FAILED, STATE, gallery_key, job_prefix, manifest_key, training_page_key
+from processor.layout import (
+    BESIDE,
+    DONE,
+    FAILED,
+    STATE,
+    beside_key,
+    gallery_key,
+    job_prefix,
+    manifest_key,
+    training_page_key,
+)
 from processor.machine import Machine
 from processor.records import Manifest
 from processor.store import read_bytes
@@ -78,6 +88,7 @@ def _named(manifest: Manifest) -> set[str]:
     """Every key that must stay: what the manifest names, and the records of its attempts."""
     job_id = manifest.job_id
     keys = {manifest_key(job_id), gallery_key(job_id), training_page_key(job_id)}
+    keys.update(beside_key(job_id, name) for name in BESIDE)
     attempts = {manifest.attempt, *(attempt.attempt for attempt in manifest.attempts)}
     for attempt in attempts:
         keys.update(f"{job_prefix(job_id)}{attempt}/{name}" for name in _KEPT_BESIDE)

@@ -36,6 +36,7 @@ from processor.handler import PlanContext
 from processor.models import RenderJob
 from processor.reading import parse_json
 from processor.records import InputFile, ModelFile, Plan, Task
+from processor.shaping import check_template
 from processor.store import Store, check_key, read_bytes
 
 MAX_WORKFLOW_BYTES = 16 * 1024**2
@@ -82,6 +83,7 @@ def plan_render(
     rows = _rows(job, context)
     task_sets = _task_sets(job, rows, binder, base)
     _check_required(workflow, overrides, task_sets)
+    check_template(job.output, [name for row in rows for name in row])
     raise_problems(_problems(base, task_sets, schema, settings, job.inputs))
 
     targets = _file_targets(base, schema, job.inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.simulation.faults import CRASHES, Kind, Planned
@@ -59,25 +59,26 @@ PAIRS: Build = one_task
 """Every two calls of this one."""
 
 
-def singles() -> Iterator[Enumeration]:
-    """Crash once, everywhere."""
-    for scenario in SINGLES:
-        found = Enumeration(scenario.__name__, calls=_calls(scenario))
-        for at, kind in itertools.product(range(found.calls), CRASHES):
-            _try(scenario, {at: kind}, found)
-        yield found
+def single(at: int) -> Enumeration:
+    """Crash once, at every call of the at-th scenario, in all three ways."""
+    scenario = SINGLES[at]
+    found = Enumeration(scenario.__name__, calls=_calls(scenario))
+    for call, kind in itertools.product(range(found.calls), CRASHES):
+        _try(scenario, {call: kind}, found)
+    return found
 
 
-def pairs(every: int = 1) -> Enumeration:
+def pairs(start: int = 0, every: int = 1) -> Enumeration:
     """Crash twice, the second time also while the first is being recovered from.
 
     Args:
-        every: take one in so many, spread evenly; 1 for all.
+        start: leave out so many.
+        every: then take one in so many; 1 for all.
     """
     found = Enumeration(f"{PAIRS.__name__}, pairs", calls=_calls(PAIRS))
     both = itertools.combinations(range(2 * found.calls), 2)
     plans = ({first: a, second: b} for first, second in both for a in CRASHES for b in CRASHES)
-    for plan in itertools.islice(plans, 0, None, every):
+    for plan in itertools.islice(plans, start, None, every):
         _try(PAIRS, plan, found)
     return found
 

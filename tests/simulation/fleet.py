@@ -112,7 +112,7 @@ class Fleet:
         while not self.closing:
             process = self.process(f"{name}.tick")
             self.world.spawn(process, process.name, partial(self._tick, process))
-            self.world.pause(self.world.random.uniform(20, 100))
+            self.world.pause(self.world.random.choice((20.0, 60.0, 180.0)))
 
     def _tick(self, process: Process) -> None:
         self.ticks += 1
@@ -154,7 +154,7 @@ class _Desk:
             for claim in report.claims:
                 self._busy.add(claim.lease.job_id)
                 world.spawn(self._process, "desk job", partial(self._work, claim))
-            world.pause(world.random.uniform(2, 100))
+            world.pause(world.random.choice((2.0, 60.0, 180.0)))
 
     def _work(self, claim: Claim) -> None:
         try:

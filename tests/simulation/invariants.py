@@ -190,13 +190,13 @@ def run(schedule: Schedule, *, sweeping: bool = True) -> list[str]:
     """Play a schedule to its end; what it violated.
 
     Args:
-        sweeping: days later the sweep runs, too, and is judged.
+        sweeping: days later the sweep runs, too, and is judged; with every third seed.
     """
     try:
         schedule.chaos()
         schedule.peace()
         found = judge(schedule, AT_REST)
-        if not sweeping:
+        if not sweeping or schedule.world.seed % 3:
             return schedule.watch.violations + found
         schedule.aftermath()
         return schedule.watch.violations + found + judge(schedule, AFTER_SWEEP)

@@ -50,7 +50,7 @@ class Mutant:
 
     guard: str
     disable: Patch
-    scenarios: tuple[str, ...] = ("small", "reuploads")
+    scenarios: tuple[str, ...] = ("emits", "reuploads")
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _swap(commit, "_may_be_forgotten", lambda *_: False),
         ("wiped",),
     ),
-    Mutant("a settled drop is not run", _swap(dispatch, "standing", lambda *_: None), ("wiped", "small")),
+    Mutant("a settled drop is not run", _swap(dispatch, "standing", lambda *_: None), ("wiped", "emits")),
     Mutant("an elected outcome is enacted", _swap(dispatch, "_elected", lambda *_: None)),
     Mutant("a discard is elected", lambda: _both("discard", _discard_without_election), ("reuploads",)),
     Mutant("deletion is by version", lambda: _removal(_remove_whatever_stands), ("reuploads",)),

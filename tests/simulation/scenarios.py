@@ -27,7 +27,15 @@ def render(tasks: int = 1, **more: Any) -> dict[str, Any]:
 
 
 def small(seed: int, faults: Faults | None = None) -> Schedule:
-    """One job of up to three tasks and what it emits, worked by a desk and a cron at once."""
+    """One job of up to three tasks, worked by a desk and a cron at once."""
+    schedule = _schedule(seed, faults)
+    tasks = schedule.world.random.choice((1, 2, 3))
+    schedule.user.at(0.5, lambda: schedule.user.drop(render(tasks)))
+    return _desk_and_cron(schedule)
+
+
+def emits(seed: int, faults: Faults | None = None) -> Schedule:
+    """One job of up to three tasks and what it emits."""
     schedule = _schedule(seed, faults)
     tasks = schedule.world.random.choice((1, 2, 3))
     schedule.user.at(0.5, lambda: schedule.user.drop(render(tasks, on_success=THEN)))
@@ -166,6 +174,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         small,
+        emits,
         reuploads,
         cancels,
         wiped,

@@ -99,16 +99,17 @@ class Schedule:
     def chaos(self) -> None:
         """Let everybody go on until all drops are settled, or time is up; then let them end."""
         world = self.world
-        world.run(until=lambda: world.now_s > CHAOS_S or self._all_settled)
+        world.run(until=self._is_over)
         self.fleet.closing = True
         world.chaotic = False
         if isinstance(world.faults, Chance):
             world.faults.on = False
         world.run()
 
-    @property
-    def _all_settled(self) -> bool:
-        return self.user.awaits == 0 and self.bucket.is_empty(INBOX)
+    def _is_over(self) -> bool:
+        if self.user.awaits:
+            return False
+        return self.world.now_s > CHAOS_S or self.bucket.is_empty(INBOX)
 
     def peace(self) -> None:
         """One healthy runner; bounded ticks."""
@@ -136,16 +137,13 @@ class Schedule:
         return bool(page.objects)
 
     def aftermath(self) -> None:
-        """Days later the sweep runs, twice."""
+        """Days later the sweep runs."""
         world = self.world
         process = Process(world, "sweeper")
         machine = self.fleet.machine(process, remote=False)
 
         def clean() -> None:
             world.pause(3 * _DAY_S)
-            tick(machine, capacity=0)
-            sweep(machine)
-            world.pause(_DAY_S)
             tick(machine, capacity=0)
             sweep(machine)
 

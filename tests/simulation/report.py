@@ -1,0 +1,161 @@
+"""The whole run: many schedules on every core, crash points, mutants; and its figures."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import structlog
+
+from tests.simulation import crashpoints
+from tests.simulation.crashpoints import Enumeration
+from tests.simulation.invariants import run
+from tests.simulation.mutants import MUTANTS, Verdict, hunt
+from tests.simulation.scenarios import SCENARIOS
+
+_CHUNK = 100
+_MUTANT_LIMIT = 2000
+_PARTS = 8
+"""Into which the pairs are split, for several cores."""
+
+
+@dataclass
+class Figures:
+    """What a run came to."""
+
+    first_seed: int
+    schedules: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    seconds: float = 0.0
+    """Of processor time, over all cores."""
+    violations: list[str] = field(default_factory=list)
+    crashes: list[Enumeration] = field(default_factory=list)
+    mutants: list[Verdict] = field(default_factory=list)
+
+    def add(self, other: Figures) -> None:
+        self.schedules += other.schedules
+        self.faults += other.faults
+        self.calls += other.calls
+        self.seconds += other.seconds
+        self.violations += other.violations
+
+    @property
+    def per_second(self) -> float:
+        """Schedules a second on one core."""
+        return self.schedules.total() / self.seconds if self.seconds else 0.0
+
+    @property
+    def all_well(self) -> bool:
+        crashed = any(each.violations for each in self.crashes)
+        return not self.violations and not crashed and all(each.caught for each in self.mutants)
+
+
+def silence() -> None:
+    """Log nothing, at the cost of nothing: a schedule would write a page."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("critical"), cache_logger_on_first_use=True
+    )
+
+
+def play(names: Iterable[str], seeds: range) -> Figures:
+    """Play each seed in one of the scenarios, in turn."""
+    silence()
+    figures, began = Figures(seeds.start), time.process_time()
+    scenarios = list(names)
+    gc.disable()  # cycles are collected between chunks: a schedule makes few, a collection visits all
+    try:
+        for seed in seeds:
+            name = scenarios[seed % len(scenarios)]
+            schedule = SCENARIOS[name](seed, None)
+            figures.violations += [f"{name} SEED={seed}: {each}" for each in run(schedule)]
+            figures.schedules[name] += 1
+            figures.calls += schedule.world.calls
+            figures.faults.update(schedule.world.counts)
+    finally:
+        gc.enable()
+        gc.collect()
+    figures.seconds = time.process_time() - began
+    return figures
+
+
+def everything(n: int, first_seed: int, *, pairs_every: int) -> Iterator[Figures]:
+    """Play n schedules on all cores, then crash points and mutants; yields as it goes on.
+
+    Args:
+        pairs_every: of the pairs of crash points, one in so many.
+    """
+    total = Figures(first_seed)
+    chunks = [range(at, min(at + _CHUNK, first_seed + n)) for at in range(first_seed, first_seed + n, _CHUNK)]
+    with ProcessPoolExecutor(os.cpu_count(), initializer=silence) as pool:
+        crashes = [pool.submit(crashpoints.single, at) for at in range(len(crashpoints.SINGLES))]
+        crashes += [pool.submit(crashpoints.pairs, part, pairs_every * _PARTS) for part in range(_PARTS)]
+        hunts = [pool.submit(_hunt, at) for at in range(len(MUTANTS))]
+        for figures in pool.map(play, [list(SCENARIOS)] * len(chunks), chunks):
+            total.add(figures)
+            yield total
+        singles, parts = crashes[:-_PARTS], crashes[-_PARTS:]
+        total.crashes = [each.result() for each in singles] + [_joined([each.result() for each in parts])]
+        total.mutants = [each.result() for each in hunts]
+    yield total
+
+
+def _joined(parts: list[Enumeration]) -> Enumeration:
+    first, *others = parts
+    for other in others:
+        first.points += other.points
+        first.violations += other.violations
+    return first
+
+
+def _hunt(at: int) -> Verdict:
+    return hunt(MUTANTS[at], limit=_MUTANT_LIMIT)
+
+
+def as_markdown(figures: Figures) -> str:
+    """The figures as they stand in docs/reliability.md."""
+    last = figures.first_seed + figures.schedules.total() - 1
+    points = sum(each.points for each in figures.crashes)
+    caught = sum(each.caught for each in figures.mutants)
+    lines = [
+        "| | |",
+        "|---|---|",
+        f"| schedules | {figures.schedules.total():,} (seeds {figures.first_seed:,} to {last:,}) |",
+        f"| calls interleaved | {figures.calls:,} |",
+        f"| schedules a second, one core | {figures.per_second:,.0f} |",
+        f"| crash points | {points:,} |",
+        f"| guards disabled and noticed | {caught} of {len(figures.mutants)} |",
+        f"| **violations** | **{len(figures.violations)}** |",
+        "",
+        "| what happened | times |",
+        "|---|---|",
+        *(f"| {what} | {times:,} |" for what, times in figures.faults.most_common()),
+        "",
+        "| crash points | calls | runs | violations |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.scenario.replace('_', ' ')} | {each.calls} | {each.points:,} | {len(each.violations)} |"
+            for each in figures.crashes
+        ),
+        "",
+        "| guard disabled | noticed after | as a violation of |",
+        "|---|---|---|",
+        *(_row(each) for each in figures.mutants),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(verdict: Verdict) -> str:
+    unit = "schedule" if verdict.schedules == 1 else "schedules"
+    return f"| {verdict.guard} | {verdict.schedules} {unit} | {verdict.violation or '**nothing**'} |"
+
+
+def first_lines(violations: list[str], count: int) -> list[str]:
+    """A few violations, one line each."""
+    return [violation.splitlines()[0] for violation in islice(violations, count)]

@@ -27,6 +27,7 @@ from processor.peek import peek
 from processor.plan import copied_results, elect_plan
 from processor.records import Manifest, Outcome, Plan, TaskResult
 from processor.report import error_report
+from processor.reuse import reused_results
 from processor.settle import settle
 
 log = structlog.get_logger(__name__)
@@ -219,7 +220,7 @@ def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, Task
     machine = trying.machine
     adopted = adopt(machine.stores.main, trying.history, plan, limit_bytes=machine.policy.max_record_bytes)
     if job.retry_of is None or job.retry_tasks == "all":
-        return adopted
+        return reused_results(machine, job, plan, attempt=trying.name, known=adopted) | adopted
     return copied_results(machine, job.retry_of, trying.name, plan) | adopted
 
 

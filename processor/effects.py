@@ -19,6 +19,7 @@ from processor.machine import Machine
 from processor.models import Job
 from processor.publishing import published
 from processor.records import Manifest, Outcome
+from processor.reuse import findable
 
 Effect = Callable[[Machine, Manifest], None]
 
@@ -53,7 +54,7 @@ def notify(machine: Machine, manifest: Manifest) -> None:
         machine.notices.job(machine.stores.main, manifest)
 
 
-EFFECTS: tuple[Effect, ...] = (gallery, beside, emit, ingested, published, notify)
+EFFECTS: tuple[Effect, ...] = (gallery, beside, findable, emit, ingested, published, notify)
 """In this order."""
 
 

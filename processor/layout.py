@@ -147,6 +147,15 @@ def spend_key(day: date, job: str, attempt: str, micros: int) -> str:
     return f"{spend_prefix(day)}{job}/{attempt}/{micros}"
 
 
+def reuse_prefix(shape: str) -> str:
+    return f"{STATE}results/{shape}/"
+
+
+def reuse_key(shape: str, finished_at: datetime, job: str) -> str:
+    """Tells jobs whose graph has the same shape of this one; a listing has the newest first."""
+    return f"{reuse_prefix(shape)}{10**11 - int(finished_at.timestamp()):011d}/{job}"
+
+
 def notified_key(subject: str, event: str, notifier: str) -> str:
     """Stands where this was told, so that it is told once."""
     return f"{STATE}notified/{subject}/{event}.{notifier}"

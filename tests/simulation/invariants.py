@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 
-from processor.layout import INBOX, OUTPUTS, emitted_job_id
+from processor.layout import BESIDE, INBOX, OUTPUTS, emitted_job_id
 from tests.simulation.schedule import Schedule
 from tests.simulation.watch import named_by
 
@@ -170,7 +170,8 @@ def garbage_is_collected(schedule: Schedule) -> Iterator[str]:
         kept = named_by(manifest)
         for key in schedule.bucket.keys(f"{OUTPUTS}{job}/"):
             name = key.rpartition("/")[2]
-            if key not in kept and name not in ("manifest.json", "index.html", "attempt.json", "engine.log"):
+            records = ("manifest.json", "index.html", "attempt.json", "engine.log", *BESIDE)
+            if key not in kept and name not in records:
                 yield f"{key} was left"
 
 

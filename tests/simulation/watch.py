@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from processor.handler import Work
-from processor.layout import AUTHORITY, EMITTED, INBOX, OUTPUTS, job_id
+from processor.layout import AUTHORITY, BESIDE, EMITTED, INBOX, OUTPUTS, job_id
 from processor.leases.protocol import Record
 from tests.simulation.bucket import Bucket, Dict
 from tests.simulation.world import Actor, Process, World
@@ -166,7 +166,7 @@ class Watch:
             if self.manifests.setdefault(job, data) != data:
                 self.violated("one outcome a drop", f"two manifests stood for {job}")
             self.stood_at.setdefault(job, self.world.now_s)
-        elif name != "index.html" and actor is not None:
+        elif name not in ("index.html", *BESIDE) and actor is not None:
             # An execution is an actor; an attempt's own records are its dispatcher's.
             self._has_one_writer(key, actor)
 

@@ -1,0 +1,112 @@
+"""Reuse: answer tasks from earlier jobs whose hash is the same, with copies of their files.
+
+A task's hash covers its final graph and the digests of the files it reads, not the contents of
+the models it names. Every job leaves an empty object whose name says when it ended, under the
+shape of its graph; only jobs of the same shape can have equal tasks, so a few manifests are
+read, never the history.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import structlog
+
+from processor.errors import NotFound
+from processor.layout import execution_prefix, is_job_id, reuse_key, reuse_prefix
+from processor.models import JobBase, Output, RenderJob
+from processor.records import Manifest, Plan, TaskResult
+from processor.settled import manifests
+
+if TYPE_CHECKING:
+    from processor.machine import Machine
+
+log = structlog.get_logger(__name__)
+
+MAX_JOBS = 20
+"""Earlier jobs that are looked at, the newest first."""
+
+
+def findable(machine: Machine, manifest: Manifest) -> None:
+    """Let later jobs find this one's results. Cost: 1 request, none where there is nothing to reuse."""
+    if manifest.plan is None or not manifest.plan.shape:
+        return
+    if any(result.status == "done" and result.reused_from is None for result in manifest.tasks):
+        key = reuse_key(manifest.plan.shape, manifest.finished_at, manifest.job_id)
+        machine.stores.main.put(key, b"", media_type="text/plain")
+
+
+def reused_results(
+    machine: Machine, job: JobBase, plan: Plan, *, attempt: str, known: dict[int, TaskResult]
+) -> dict[int, TaskResult]:
+    """Results of earlier jobs for tasks that have none yet, their files copied under this attempt.
+
+    Each says which job it is from, and costs nothing. Only results with the same wishes as to
+    names and formats are taken. One whose files are gone is left to be run.
+
+    Cost: 1 request, 1 for each of up to 20 manifests, and 1 a file; none unless the job asks for it.
+    """
+    if not isinstance(job, RenderJob) or not job.reuse or not plan.shape:
+        return {}
+    wanted = {task.hash: task.index for task in plan.tasks if task.index not in known}
+    found: dict[int, TaskResult] = {}
+    for manifest in manifests(machine.stores.main, _jobs(machine, plan)):
+        if not wanted:
+            break
+        if _output(manifest) != job.output:
+            continue
+        for result in manifest.tasks:
+            if result.hash not in wanted or result.status != "done":
+                continue
+            copied = _copied(
+                machine,
+                result,
+                origin=manifest.job_id,
+                index=wanted[result.hash],
+                plan=plan,
+                attempt=attempt,
+            )
+            if copied is not None:
+                found[wanted.pop(result.hash)] = copied
+    return found
+
+
+def _jobs(machine: Machine, plan: Plan) -> list[str]:
+    prefix = reuse_prefix(plan.shape)
+    page = next(iter(machine.stores.main.list(prefix)))
+    names = (item.key[len(prefix) :].partition("/")[2] for item in page.objects)
+    found = (name for name in names if is_job_id(name) and name != plan.job_id)
+    return list(itertools.islice(dict.fromkeys(found), MAX_JOBS))
+
+
+def _copied(
+    machine: Machine, result: TaskResult, *, origin: str, index: int, plan: Plan, attempt: str
+) -> TaskResult | None:
+    prefix = execution_prefix(plan.job_id, attempt, index, result.execution)
+    files = []
+    try:
+        for file in result.files:
+            copy = machine.stores.main.copy(file.key, prefix + file.name)
+            if copy.size_bytes != file.size_bytes:
+                return None
+            files.append(file.model_copy(update={"key": prefix + file.name}))
+    except NotFound:
+        log.info("reuse.files_gone", job_id=plan.job_id, origin=origin, task=index)
+        return None
+    task = next(task for task in plan.tasks if task.index == index)
+    changes = {
+        "index": index,
+        "files": files,
+        "params": task.params,
+        "seed": task.seed,
+        "attempt": attempt,
+        "cost_usd": 0.0,
+        "reused_from": result.reused_from or origin,
+    }
+    return result.model_copy(update=changes)
+
+
+def _output(manifest: Manifest) -> Output | None:
+    given = (manifest.job or {}).get("output")
+    return Output.model_validate(given) if given else None

@@ -109,6 +109,8 @@ def _comfyui() -> modal.Image:
         .apt_install(*_SYSTEM)
         .uv_pip_install(f"comfy-cli=={comfy['comfy_cli']}")
         .run_commands(f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}")
+        # What nodes download by themselves (annotators, tokenizers) is kept on the models' Volume.
+        .env({"HF_HOME": f"{paths.CACHE}/huggingface", "TORCH_HOME": f"{paths.CACHE}/torch"})
     )
     for name, version in lock()["nodes"]["registry"].items():
         image = image.run_commands(f"comfy node install --fast-deps {name}@{version}")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import modal
 
+from infra.paths import SLACK_NODES, here
 from infra.settings import Deployment, in_container
 from processor import log as logs
 from processor.assembly import open_leases, policy_of
@@ -29,7 +30,21 @@ def container_start(deployed: Deployment) -> Deployment:
     """What every container does first: its own settings, and logs as JSON lines."""
     ours = in_container(deployed)
     logs.configure_from(ours.settings)
+    _tell_nodes()
     return ours
+
+
+def _tell_nodes() -> None:
+    """Give the Slack variables to the custom nodes that want them, in the file that they read.
+
+    Our engines' own environment is scrubbed; this is the one thing of a secret that ComfyUI gets.
+    """
+    folder = here(SLACK_NODES)
+    given = {name: os.environ.get(name, "") for name in ("SLACK_BOT_TOKEN", "SLACK_ERROR_CHANNEL")}
+    if folder.is_dir() and given["SLACK_BOT_TOKEN"]:
+        file = folder / ".env"
+        file.touch(mode=0o600)
+        file.write_text("".join(f"{name}={value}\n" for name, value in given.items()), encoding="utf-8")
 
 
 def open_stores(deployed: Deployment) -> Stores:

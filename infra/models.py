@@ -210,7 +210,7 @@ def _models(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     found = []
-    for folder in sorted(each for each in root.iterdir() if each.is_dir() and each.name != _OWN):
+    for folder in sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")):
         if folder.name == "diffusers":
             found += [f"{folder.name}/{tree.name}" for tree in folder.iterdir()]
             continue

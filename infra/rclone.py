@@ -27,7 +27,7 @@ _FLAGS: Final = (
     *("--checksum", "--fast-list", "--transfers", "16", "--retries", "3"),
     *("--use-json-log", "--stats", "5s", "--stats-log-level", "NOTICE", "--config", "/dev/null"),
     # Our own notes on the Volume are no models.
-    *("--exclude", "/.dropbatch/**", "--exclude", ".part-*"),
+    *("--exclude", "/.dropbatch/**", "--exclude", "/.cache/**", "--exclude", ".part-*"),
 )
 
 

@@ -134,6 +134,14 @@ def test_models_are_synced_listed_pushed_and_removed(here: Deployed) -> None:
     assert run(env, "models", "sync", "../x").returncode != 0
 
 
+def test_plain_modal_run_works_as_the_guides_readers_are_used_to(here: Deployed) -> None:
+    """A function of the app by name, with its arguments as flags; the deployed one is left alone."""
+    before = here.loopback.registered["tick"].function_id
+    done = here.loopback.deploy("-m", "infra.app::sync_models", command="run", env=here.env)
+    assert '"event": "sync"' in done.stdout + done.stderr
+    assert here.loopback.registered["tick"].function_id == before
+
+
 def test_a_desk_joins_the_same_bucket(here: Deployed, tmp_path: Path) -> None:
     """`dropbatch run` anywhere takes its leases through the same Dict: a job for this place runs here,
     one for Modal waits for Modal. With leases of its own it claims nothing, and says why."""

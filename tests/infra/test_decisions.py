@@ -1,0 +1,100 @@
+"""Infra's pure parts: signatures, groups, GPUs, the Volume's limit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.fleet import Pool, Pools
+from infra.gpus import bigger
+from infra.health import in_modals_words
+from infra.models import listing, note_use, remove, trim
+from infra.ticking import grouped
+from infra.webhook import events_of, is_signed, signature
+from processor.errors import TaskFailed
+
+
+def test_the_signature_is_backblazes() -> None:
+    """`v1=` and the HMAC-SHA256 of the raw body in lower-case hex, by RFC 4231's second case."""
+    body = b"what do ya want for nothing?"
+    expected = "v1=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    assert signature("Jefe", body) == expected
+    assert is_signed("Jefe", body, expected)
+    for wrong in (None, "", expected[3:], expected.upper(), expected + " ", "v1=ümlaut"):
+        assert not is_signed("Jefe", body, wrong)
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"events": {}}', b"\xff"])
+def test_what_is_no_notification_is_refused(body: bytes) -> None:
+    """ValueError, whatever it is instead."""
+    with pytest.raises(ValueError, match=r"."):
+        events_of(body)
+
+
+def test_claims_are_spread_evenly() -> None:
+    """No dispatcher gets a handful while another has one."""
+    claims: list[object] = list(range(10))
+    groups = [list(group) for group in grouped(claims, 8)]  # type: ignore[arg-type]  # any things
+    assert [len(group) for group in groups] == [5, 5]
+    assert sorted(each for group in groups for each in group) == claims  # type: ignore[type-var]
+    assert not list(grouped([], 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "larger"),
+    [("L40S", "A100-80GB"), ("T4:2", "L4:2"), ("A100-40GB", "L40S"), ("H100", "H200"), ("B200", "B200")],
+)
+def test_a_bigger_gpu_has_more_memory(name: str, larger: str) -> None:
+    """The next on the ladder, as many of them."""
+    assert bigger(name) == larger
+
+
+@pytest.mark.parametrize(
+    ("smi", "modal"),
+    [
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 3060", None),
+    ],
+)
+def test_gpus_are_named_as_modal_does(smi: str, modal: str | None) -> None:
+    """From what `nvidia-smi` calls them."""
+    assert in_modals_words(smi) == modal
+
+
+def test_chunks_never_leave_a_container_idle() -> None:
+    """Many waiting tasks travel together; few are spread."""
+    fleet = Pools({"render": Pool(None, (), containers=4, concurrency=1, timeout_s=60, chunk_tasks=10)})
+    assert [fleet.chunk("render", waiting) for waiting in (1, 4, 8, 39, 400)] == [1, 1, 2, 9, 10]
+
+
+def test_the_volume_lets_go_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    """Down to its limit, but never what is wanted now; a diffusers folder goes as one."""
+    for name in (
+        "loras/old",
+        "loras/new",
+        "checkpoints/deep/in",
+        "diffusers/tree/unet/w",
+        "diffusers/tree/i",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(100))
+    (tmp_path / ".cache").mkdir()
+    note_use(tmp_path, ["loras/old"], now=1.0)
+    note_use(tmp_path, ["diffusers/tree"], now=2.0)
+    note_use(tmp_path, ["checkpoints/deep/in", "loras/new"], now=3.0)
+    names = [each["name"] for each in listing(tmp_path)]
+    assert names == ["checkpoints/deep/in", "diffusers/tree", "loras/new", "loras/old"]
+    assert trim(tmp_path, 500, keep=set()) == []
+    assert trim(tmp_path, 300, keep={"loras/old"}) == ["diffusers/tree"]
+    assert not (tmp_path / "diffusers" / "tree").exists()
+    assert trim(tmp_path, 250, keep=set()) == ["loras/old"]
+    with pytest.raises(TaskFailed, match="not on the Volume"):
+        remove(tmp_path, "../outside")

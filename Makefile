@@ -36,6 +36,9 @@ types: all ## mypy, strict
 unit: all ## the tests, on every core
 	$(bin)/pytest -n auto -o faulthandler_timeout=120
 
+bench: all ## measure every promise about speed; ROWS="startup cost" for some of them
+	$(bin)/python -m tests.benchmarks $(ROWS)
+
 audit: all ## known vulnerabilities in what the lock installs
 	$(bin)/python .ci/audit.py .ci/lock/all.txt
 

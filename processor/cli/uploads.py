@@ -14,7 +14,7 @@ from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, job_id, slug
 from processor.store import Store, check_key
 
 READY = "_READY"
-_THREADS = 16
+THREADS = 16
 _MAX_NAME_BYTES = 200
 
 Moved = Callable[[int], object]
@@ -64,7 +64,7 @@ def drop_dataset(store: Store, folder: Path, files: Iterable[Path], *, name: str
         store.put(item[0], item[1])
         moved(item[1].stat().st_size)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(upload, keys.items()):
             pass
     store.put(prefix + READY, b"")

@@ -1,0 +1,256 @@
+"""Renders through the whole machine, against the engine's own queue kept full."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from handlers.render.client import Watching
+from handlers.render.engine import Engine
+from handlers.render.handler import RenderHandler
+from processor.handler import Stop
+from processor.machine import Machine
+from processor.run import run as run_machine
+from processor.store.s3 import S3Store
+from tests.benchmarks.machines import machine
+from tests.benchmarks.measure import Figure, alternate, ratio, seconds, skipped
+from tests.benchmarks.peers import peer_python
+from tests.benchmarks.servers import make_bucket, rclone_server
+
+RENDER = "handlers.render:RenderHandler"
+JOBS = 12
+"""In work at a time, so that while some are committed others wait in the engine's queue."""
+_POLL_S = 0.005
+
+TINY: dict[str, Any] = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 256, "height": 256, "batch_size": 1, "color": 0}},
+    "2": {
+        "class_type": "ImageScale",
+        "inputs": {
+            "image": ["1", 0],
+            "upscale_method": "lanczos",
+            "width": 512,
+            "height": 512,
+            "crop": "disabled",
+        },
+    },
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "bench"}},
+}
+"""Some 30 ms on one core."""
+
+DIFFUSION: dict[str, Any] = {
+    "1": {"class_type": "DiffusersLoader", "inputs": {"model_path": "random_sd15"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red house"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 0,
+            "steps": 2,
+            "cfg": 7.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "bench"}},
+}
+"""A random-weight SD 1.5 of full shape (its weights don't change how long it takes)."""
+
+
+@dataclass
+class Side:
+    """A machine with its engine running, and graphs that no cache has seen."""
+
+    runner: Machine
+    store: S3Store
+    engine: Engine
+    graph: dict[str, Any]
+    numbers: Iterator[int]
+
+    def graphs(self, tasks: int) -> list[dict[str, Any]]:
+        """So many graphs, each with its own seed or colour, and its own file name."""
+        made = []
+        for number in (next(self.numbers) for _ in range(tasks)):
+            graph = copy.deepcopy(self.graph)
+            for node in graph.values():
+                if "seed" in node["inputs"]:
+                    node["inputs"]["seed"] = number
+                if "color" in node["inputs"]:
+                    node["inputs"]["color"] = number
+                if "filename_prefix" in node["inputs"]:
+                    node["inputs"]["filename_prefix"] = f"bench-{number}/out"
+            made.append(graph)
+        return made
+
+    def through_the_machine(self, tasks: int) -> float:
+        """From the inbox of an S3 server to the last manifest."""
+        for number, graph in enumerate(self.graphs(tasks)):
+            self.store.put(f"inbox/jobs/{number:04}.json", json.dumps(graph).encode())
+
+        def work() -> None:
+            report = run_machine(self.runner, concurrency=JOBS, once=True)
+            assert report.all_well, report
+            assert report.settled == tasks
+
+        return seconds(work)
+
+    def queue_kept_full(self, tasks: int) -> float:
+        """The ceiling: everything queued at once, nothing fetched."""
+        api, client_id = self.engine.api, self.engine.client.client_id
+        began = time.perf_counter()
+        for graph in self.graphs(tasks):
+            number = next(self.numbers)
+            status, answer = api.submit(graph, prompt_id=f"ceiling-{number}", client_id=client_id)
+            assert status == 200, answer
+        while sum(map(len, api.queue())):
+            time.sleep(_POLL_S)
+        return time.perf_counter() - began
+
+    def one_at_a_time(self, tasks: int) -> float:
+        """As public workers do: send, wait, read the history, fetch the file, then the next."""
+
+        def work() -> None:
+            for graph in self.graphs(tasks):
+                verdict = self.engine.client.run(graph, Watching(Stop()))
+                assert verdict.outputs
+
+        return seconds(work)
+
+
+def run(work: Path) -> list[Figure]:
+    """Every engine that is here."""
+    quick = bool(os.environ.get("DROPBATCH_BENCH_QUICK"))
+    tiny, real = (60, 4) if quick else (300, 30)
+    figures = _tiny(work / "builtin", "built-in engine", tiny, {})
+    comfyui = os.environ.get("COMFYUI_DIR")
+    if comfyui is None:
+        why = "set COMFYUI_DIR (and COMFYUI_PYTHON) to a ComfyUI checkout"
+        for what, target in (
+            ("Tiny renders, ComfyUI", "≥ 0.80"),
+            ("Diffusion renders, ComfyUI", "≥ 0.98"),
+            ("Against `comfy run --wait`", "≥ 25 ×"),
+        ):
+            figures.append(skipped(what, target, why))
+        return figures
+    engine = {"comfyui_dir": comfyui, "comfyui_python": os.environ.get("COMFYUI_PYTHON")}
+    figures += _tiny(work / "comfyui", "ComfyUI", tiny, engine, against_cli=True)
+    if (Path(comfyui) / "models" / "diffusers" / "random_sd15").is_dir():
+        figures.append(_diffusion(work / "diffusion", real, engine))
+    else:
+        figures.append(skipped("Diffusion renders, ComfyUI", "≥ 0.98", "no models/diffusers/random_sd15"))
+    return figures
+
+
+def _tiny(
+    work: Path, name: str, tasks: int, engine: dict[str, str | None], *, against_cli: bool = False
+) -> list[Figure]:
+    with _side(work, TINY, engine) as side:
+        found = alternate(
+            {
+                "ours": lambda: side.through_the_machine(tasks) / tasks,
+                "ceiling": lambda: side.queue_kept_full(tasks) / tasks,
+                "one": lambda: side.one_at_a_time(tasks // 3) / (tasks // 3),
+            },
+            rounds=3,
+        )
+        share, one_share = ratio(found["ceiling"], found["ours"]), ratio(found["ceiling"], found["one"])
+        figures = [
+            Figure(
+                f"{tasks} tiny renders, {name}",
+                f"{share:.2f} of the queue's ceiling ({1 / found['ours'].median:.1f} of "
+                f"{1 / found['ceiling'].median:.1f} jobs/s); one at a time {one_share:.2f}",
+                "≥ 0.80, ahead of one at a time",
+                share >= 0.8 and share > one_share,
+                f"one drop each, `rclone serve s3`, {JOBS} jobs in work, inbox to manifests",
+            )
+        ]
+        if against_cli:
+            figures.append(_against_cli(side, work, found["ours"].median))
+    return figures
+
+
+def _diffusion(work: Path, tasks: int, engine: dict[str, str | None]) -> Figure:
+    with _side(work, DIFFUSION, engine) as side:
+        found = alternate(
+            {
+                "ours": lambda: side.through_the_machine(tasks) / tasks,
+                "ceiling": lambda: side.queue_kept_full(tasks) / tasks,
+            },
+            rounds=2,
+        )
+    share = ratio(found["ceiling"], found["ours"])
+    return Figure(
+        f"{tasks} diffusion renders, ComfyUI",
+        f"{share:.3f} of the queue's ceiling ({found['ours'].median:.2f} against "
+        f"{found['ceiling'].median:.2f} s each)",
+        "≥ 0.98",
+        share >= 0.98,
+        "random-weight SD 1.5, 64×64, 2 steps, on the CPU",
+    )
+
+
+def _against_cli(side: Side, work: Path, ours_s: float) -> Figure:
+    what = "Against `comfy run --wait`, one process a job"
+    python = peer_python("comfy-cli")
+    if python is None:
+        return skipped(what, "≥ 25 ×", "comfy-cli 1.5.3 could not be installed here")
+    host, port = side.engine.api.url.removeprefix("http://").split(":")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "DO_NOT_TRACK": "1"}
+    taken = []
+    for graph in side.graphs(4):
+        file = work / "graph.json"
+        file.write_text(json.dumps(graph))
+        command = [str(python.parent / "comfy"), "--skip-prompt", "run", "--workflow", str(file)]
+        command += ["--wait", "--host", host, "--port", port]
+        try:
+            taken.append(
+                seconds(
+                    lambda command=command: subprocess.run(  # type: ignore[misc]
+                        command, check=True, capture_output=True, timeout=120, env=environment, cwd=work
+                    )
+                )
+            )
+        except subprocess.SubprocessError as error:
+            return skipped(what, "≥ 25 ×", f"comfy-cli failed ({type(error).__name__})")
+    theirs = sorted(taken)[len(taken) // 2]
+    return Figure(
+        what,
+        f"{theirs / ours_s:.0f} × ({theirs:.2f} against {ours_s:.3f} s a job)",
+        "≥ 25 ×",
+        theirs / ours_s >= 25,
+        "comfy-cli 1.5.3, same graphs, same server",
+    )
+
+
+@contextmanager
+def _side(work: Path, graph: dict[str, Any], engine: dict[str, str | None]) -> Iterator[Side]:
+    """A machine on an S3 server of its own, warmed up by one render."""
+    with rclone_server(work.parent / f"{work.name}-buckets") as url:
+        work.mkdir(parents=True)
+        store = make_bucket(url)
+        with machine(store.url, work / "work", endpoint_url=url, render=RENDER, **engine) as runner:
+            handler = runner.handlers["render"]
+            assert isinstance(handler, RenderHandler)
+            handler.warm()
+            current = handler._engines.current
+            assert current is not None
+            side = Side(runner, store, current, graph, count(1))
+            side.through_the_machine(1)
+            side.one_at_a_time(1)
+            yield side

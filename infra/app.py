@@ -265,7 +265,7 @@ def _tick() -> dict[str, Any]:
             machine,
             ours,
             spawn=dispatch.spawn,
-            backlog=lambda: dispatch.get_current_stats().backlog,
+            backlog=lambda: containers.backlog(dispatch),
         )
     finally:
         machine.close()

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import modal
+import structlog
 
 from infra.api import MAX_BODY_BYTES as API_BODY_BYTES
 from infra.api import Api
@@ -30,6 +31,8 @@ from processor.handler import Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
 from processor.records import Plan
+
+log = structlog.get_logger(__name__)
 
 Render = Callable[[dict[str, Any]], dict[str, Any]]
 Pull = Callable[[list[dict[str, Any]]], Problem]
@@ -76,6 +79,15 @@ def open_machine(
     ours = container_start(deployed)
     launcher = ModalLauncher(pools, StopNotes(open_notes(ours)), _Preparing(pulls))
     return build(ours, launcher, observe), ours
+
+
+def backlog(function: modal.Function[..., Any, Any]) -> int:
+    """How many of its inputs wait for a container; 0 if Modal does not say."""
+    try:
+        return function.get_current_stats().backlog
+    except modal.exception.Error as error:
+        log.warning("backlog.unknown", why=str(error))
+        return 0
 
 
 def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:

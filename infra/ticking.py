@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -43,11 +44,12 @@ def tick_once(
         capacity = 0 if waiting else deployed.modal.claims_per_tick
         report = tick(machine, capacity=capacity)
         groups = list(grouped(report.claims, deployed.modal.jobs_per_dispatch))
-        for group in groups:
-            spawn([to_json(claim) for claim in group])
+        started = [group for group in groups if _hand_over(machine, group, spawn)]
+        if len(started) < len(groups):
+            report.problem = report.problem or "Modal started no dispatcher; the claims were given back"
         summary: dict[str, Any] = {
-            "claimed": len(report.claims),
-            "dispatches": len(groups),
+            "claimed": sum(map(len, started)),
+            "dispatches": len(started),
             "pending": report.pending,
             "leased": report.leased,
             "young": report.young,
@@ -59,6 +61,22 @@ def tick_once(
         if report.problem:
             log.error("tick.problem", why=report.problem, refused=report.refused)
         return summary
+
+
+def _hand_over(machine: Machine, group: Sequence[Claim], spawn: Spawn) -> bool:
+    """Give a group of claims to a dispatcher; back to the inbox if there is none to be had.
+
+    An unclear reply may have started one. It finds the leases released, and is one taker among others.
+    """
+    try:
+        spawn([to_json(claim) for claim in group])
+    except Exception as error:  # noqa: BLE001 - whatever Modal says, the leases must not wait it out
+        log.error("dispatch.not_started", claims=len(group), why=f"{type(error).__name__}: {error}")  # noqa: TRY400
+        for claim in group:
+            with suppress(StoreError):
+                machine.leases.release(claim.lease)
+        return False
+    return True
 
 
 def morning_once(machine: Machine) -> dict[str, Any]:

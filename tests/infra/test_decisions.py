@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import modal
 import pytest
 
 from infra.fleet import Pool, Pools
 from infra.gpus import bigger
+from infra.handover import from_json
 from infra.health import in_modals_words
 from infra.models import listing, note_use, remove, trim
-from infra.ticking import grouped
+from infra.settings import deployable
+from infra.ticking import grouped, tick_once
 from infra.webhook import events_of, is_signed, signature
+from processor.config import load_without_file
 from processor.errors import TaskFailed
+from processor.testing.handler import ScriptedHandler
+from processor.testing.machine import Bench
 
 
 def test_the_signature_is_backblazes() -> None:
@@ -42,6 +49,36 @@ def test_claims_are_spread_evenly() -> None:
     assert not list(grouped([], 8))
 
 
+def test_claims_that_no_dispatcher_takes_go_back_at_once(tmp_path: Path) -> None:
+    """Modal out of reach between claim and spawn: the next tick has them again, without a wait."""
+    bench = Bench(tmp_path, ScriptedHandler())
+    settings = load_without_file(bucket="s3://a-bucket", modal={"claims_per_tick": 4})
+    deployed = deployable(settings)
+    for number in range(3):
+        bench.drop({"kind": "render", "workflow": "w"}, f"inbox/jobs/{number}.json")
+
+    def refuse(_claims: list[dict[str, Any]]) -> None:
+        raise modal.exception.ServiceError("503")
+
+    refused = tick_once(bench.machine(), deployed, spawn=refuse, backlog=lambda: 0)
+    assert (refused["claimed"], "given back" in refused["problem"]) == (0, True)
+    taken: list[dict[str, Any]] = []
+    summary = tick_once(bench.machine(), deployed, spawn=taken.extend, backlog=lambda: 0)
+    assert (summary["claimed"], summary["problem"], len(taken)) == (3, None, 3)
+    assert {from_json(claim).lease.epoch for claim in taken} == {2}
+
+
+def test_nothing_is_claimed_while_claims_wait_for_a_dispatcher(tmp_path: Path) -> None:
+    """They would only let their leases run out."""
+    bench = Bench(tmp_path, ScriptedHandler())
+    bench.drop({"kind": "render", "workflow": "w"})
+    deployed = deployable(load_without_file(bucket="s3://a-bucket"))
+    spawned: list[Any] = []
+    summary = tick_once(bench.machine(), deployed, spawn=spawned.append, backlog=lambda: 2)
+    assert not spawned
+    assert (summary["claimed"], summary["pending"], summary["waiting"]) == (0, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "larger"),
     [("L40S", "A100-80GB"), ("T4:2", "L4:2"), ("A100-40GB", "L40S"), ("H100", "H200"), ("B200", "B200")],
@@ -52,7 +89,7 @@ def test_a_bigger_gpu_has_more_memory(name: str, larger: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("smi", "modal"),
+    ("smi", "expected"),
     [
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
@@ -63,9 +100,9 @@ def test_a_bigger_gpu_has_more_memory(name: str, larger: str) -> None:
         ("NVIDIA GeForce RTX 3060", None),
     ],
 )
-def test_gpus_are_named_as_modal_does(smi: str, modal: str | None) -> None:
+def test_gpus_are_named_as_modal_does(smi: str, expected: str | None) -> None:
     """From what `nvidia-smi` calls them."""
-    assert in_modals_words(smi) == modal
+    assert in_modals_words(smi) == expected
 
 
 def test_chunks_never_leave_a_container_idle() -> None:

@@ -9,7 +9,7 @@ rooms := processor handlers workflows infra
 compile := uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml --group build
 
-.PHONY: help demo modal-demo test story lint types unit audit secrets lock clean base all
+.PHONY: help demo modal-demo test story lint types unit simulate audit secrets lock clean base all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ unit: all ## the tests, on every core
 
 bench: all ## measure every promise about speed; ROWS="startup cost" for some of them
 	$(bin)/python -m tests.benchmarks $(ROWS)
+
+soak: all ## kill -9 at random against failing stores; ROUNDS=200, SEED= to repeat one
+	$(bin)/python -m tests.soak --rounds $(or $(ROUNDS),200) $(if $(SEED),--seed $(SEED))
+
+simulate: all ## a simulated fleet under faults: N=20000 schedules from SEED=0
+	@N=$(or $(N),20000) SEED=$(or $(SEED),0) $(bin)/python -m tests.simulation
 
 audit: all ## known vulnerabilities in what the lock installs
 	$(bin)/python .ci/audit.py .ci/lock/all.txt

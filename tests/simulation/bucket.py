@@ -144,12 +144,17 @@ class SimStore:
         return self._ask("stat", key, lambda: self._bucket.inner.stat(key, version=version))
 
     def get(self, key: str, *, version: str | None = None) -> Download:
-        download = self._ask("get", key, lambda: self._bucket.inner.get(key, version=version))
-        if key.startswith(_NOTED):
-            self._process.reads[key] = self._world.now_s
-            if self._world.current is not None:
-                self._world.current.reads[key] = self._world.now_s
-        return download
+        reader = self._world.current
+
+        def effect() -> Download:
+            download = self._bucket.inner.get(key, version=version)
+            if key.startswith(_NOTED):
+                self._process.reads[key] = self._world.now_s
+                if reader is not None:
+                    reader.reads[key] = self._world.now_s
+            return download
+
+        return self._ask("get", key, effect)
 
     def put(
         self,

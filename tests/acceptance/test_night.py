@@ -1,6 +1,6 @@
 """A night from the command line: held jobs on the built-in engine, and the report in the morning.
 
-`DROPBATCH_NIGHT_TASKS=500` makes it the night that docs/batches.md shows.
+`NIGHT_TASKS=500` makes it the night that docs/batches.md shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-TASKS = int(os.environ.get("DROPBATCH_NIGHT_TASKS", "60"))
+TASKS = int(os.environ.get("NIGHT_TASKS", "60"))
 PHOTOS = ("cat.jpg", "coffee.jpg", "galaxies.jpg", "rocket.jpg")
 SMALL = {"width": 240, "height": 160}
 INPUTS = {name: f"inputs/{name}" for name in PHOTOS}

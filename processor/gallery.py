@@ -167,7 +167,7 @@ def job_entry(manifest: Manifest, *, root: str = "", thumbnails: int = 4) -> Job
 def job_name(manifest: Manifest) -> str:
     """A job's title: its own name, else the name of the file it was dropped as."""
     named = (manifest.job or {}).get("name")
-    return str(named) if named else _UNIQUE.sub("", PurePosixPath(manifest.drop.key).stem)
+    return redact(str(named) if named else _UNIQUE.sub("", PurePosixPath(manifest.drop.key).stem))
 
 
 def _total(manifest: Manifest) -> int:
@@ -289,7 +289,7 @@ def file_href(job_id: str, key: str) -> str | None:
 
 
 def spell(value: Scalar) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else redact(str(value))
 
 
 @cache

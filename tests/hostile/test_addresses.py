@@ -115,7 +115,6 @@ def _port() -> Iterator[int]:
         "//inner.example/x",
         "file:///etc/passwd",
         "gopher://inner.example/x",
-        "http:///x",
     ],
 )
 def test_a_redirect_starts_over(tmp_path: Path, port: int, target: str) -> None:

@@ -76,6 +76,18 @@ def read_template(data: bytes, *, key: str) -> Template:
     return Template(read_job(json.dumps(value, ensure_ascii=False).encode(), key=key), schedule)
 
 
+def read_file(data: bytes, *, key: str) -> tuple[JobBase, bool]:
+    """A job file of a person's, and whether it is a template: whether it has a `schedule`.
+
+    Raises:
+        JobInvalid: it is neither a job nor a template.
+    """
+    value = parse_json(data, key=key)
+    if isinstance(value, dict) and "schedule" in value:
+        return read_template(data, key=key).job, True
+    return read_job(data, key=key), False
+
+
 def emission_name(key: str, due: datetime) -> str:
     """What a due time's job is called; with the template's key it makes the job id."""
     return f"{slug(PurePosixPath(key).stem)}-{due.astimezone(UTC):%Y%m%dt%H%M}z"

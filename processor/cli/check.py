@@ -108,12 +108,12 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
     from processor.cli.job_files import graph_in_picture, read_limited
     from processor.config import resolve_handlers
     from processor.handler import PlanContext, Stores
-    from processor.reading import read_job
+    from processor.recurring import read_file
     from processor.store.directory import DirectoryStore
 
     limit_bytes = settings.job_file_limit_bytes
     data = graph_in_picture(path) if path.suffix.lower() == ".png" else read_limited(path, limit_bytes)
-    job = read_job(data, key=path.name)
+    job, _ = read_file(data, key=path.name)
     handlers = resolve_handlers(settings)
     if job.kind not in handlers:
         raise JobInvalid(f"no handler for {job.kind} jobs is configured", where=path.name)

@@ -13,7 +13,8 @@ from typing import Any
 from processor.cli.exits import UsageError
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
-from processor.reading import is_api_export, parse_json, read_job
+from processor.reading import is_api_export, parse_json
+from processor.recurring import read_file
 
 INPUTS = "inputs/"
 """Where files that jobs read are uploaded, by content: `inputs/<16 hex of sha256>/<name>`."""
@@ -47,6 +48,8 @@ class JobFile:
     data: bytes
     uploads: dict[str, Path] = field(default_factory=dict)
     """Key → file."""
+    recurring: bool = False
+    """It has a `schedule`: a template."""
 
 
 def find_sources(path: Path) -> tuple[list[Path], list[Path]]:
@@ -91,7 +94,7 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
     """
     data = graph_in_picture(path) if path.suffix.lower() == ".png" else read_limited(path, limit_bytes)
     name = str(path)
-    read_job(data, key=name)
+    _, recurring = read_file(data, key=name)
     value: dict[str, Any] = parse_json(data, key=name)
     uploads: dict[str, Path] = {}
     changed = value
@@ -102,8 +105,8 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
         data = json.dumps(changed, ensure_ascii=False).encode()
     if len(data) > limit_bytes:
         raise JobInvalid(f"{len(data):,} bytes; at most {limit_bytes:,} are taken", where=name)
-    read_job(data, key=name)
-    return JobFile(path, data, uploads)
+    read_file(data, key=name)
+    return JobFile(path, data, uploads, recurring)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

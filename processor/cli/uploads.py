@@ -10,7 +10,7 @@ from pathlib import Path
 
 from processor.cli.job_files import JobFile
 from processor.errors import AccessDenied, InvalidKey, NotFound
-from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, job_id, slug
+from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, RECURRING, job_id, slug
 from processor.store import Store, check_key
 
 READY = "_READY"
@@ -22,7 +22,7 @@ Moved = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What now lies in the inbox. A dataset gets its job id when it is ingested."""
+    """What now lies in the inbox. A dataset gets its job id when it is ingested, a template none."""
 
     key: str
     job_id: str | None = None
@@ -30,7 +30,7 @@ class Dropped:
 
 
 def drop_job(store: Store, job: JobFile, *, nightly: bool, moved: Moved) -> Dropped:
-    """Upload a job, after the files that it reads.
+    """Upload a job, after the files that it reads; one with a `schedule` as a recurring template.
 
     Its key is always a new one: dropping a name again must never replace a drop that
     still waits, and without versions would be the same job.
@@ -39,6 +39,11 @@ def drop_job(store: Store, job: JobFile, *, nightly: bool, moved: Moved) -> Drop
     for key, path in job.uploads.items():
         _put_once(store, key, path)
         moved(path.stat().st_size)
+    if job.recurring:
+        # A template keeps its name: dropping it again replaces it.
+        store.put(key := f"{RECURRING}{_name(job.source)}.json", job.data, media_type="application/json")
+        moved(len(job.data))
+        return Dropped(key)
     key = new_key(NIGHTLY if nightly else JOBS, _name(job.source))
     info = store.put(key, job.data, media_type="application/json")
     moved(len(job.data))

@@ -222,3 +222,15 @@ def test_watching_sends_each_file_once_and_whole(tmp_path: Path, capsys: pytest.
     names = sorted(path.name.split(".")[0] for path in (root / "inbox/jobs").iterdir())
     assert names == ["half", "whole"]
     assert len((folder / SENT).read_text().splitlines()) == 2
+
+
+def test_a_job_with_a_schedule_becomes_a_template_and_replaces_itself(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """Under its own name, so that dropping it again changes it instead of doubling it."""
+    path = job_file("dawn.json", schedule="0 6 * * *")
+    for _ in range(2):
+        assert dropbatch("drop", path).out == "inbox/recurring/dawn.json\n"
+    assert [entry.name for entry in (bucket / "inbox/recurring").iterdir()] == ["dawn.json"]
+    assert dropbatch("check", path).code == 0
+    assert "cron" in dropbatch("check", job_file("dusk.json", schedule="at six")).out

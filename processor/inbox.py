@@ -6,11 +6,8 @@ Cost follows what is pending, never the history; no state is kept per object.
 from __future__ import annotations
 
 import hashlib
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from processor.layout import (
@@ -85,7 +82,7 @@ class DatasetFolder:
         """Count one object of a listing."""
         if path == "_READY":
             self.ready = True
-        elif not is_marker(PurePosixPath(path).name):
+        elif not is_marker(_name(path)):
             self.listed |= path == "_manifest.json"
             self.files += 1
             self.size_bytes += item.size_bytes
@@ -140,22 +137,42 @@ def scan(store: Store, *, keep: int, night_open: bool = False) -> Inbox:
     Cost: 1 request per 1,000 objects in the inbox, at least 1.
     """
     found: Inbox | None = None
-    oldest: list[tuple[float, str, Drop]] = []
-    pages = store.list(INBOX, versions=store.capabilities.versions)
-    for page in pages:
+    oldest = _Oldest(keep)
+    for page in store.list(INBOX, versions=store.capabilities.versions):
         if found is None:
             found = Inbox(page.date)
-        for drop in _due(found, page.objects, night_open):
-            found.pending += 1
-            entry = (-drop.modified.timestamp(), drop.key, drop)
-            if len(oldest) < keep:
-                heapq.heappush(oldest, entry)
-            elif entry[:2] > oldest[0][:2]:
-                heapq.heapreplace(oldest, entry)
+        due = _due(found, page.objects, night_open)
+        found.pending += len(due)
+        oldest.add(due)
     if found is None:
         raise AssertionError("a store lists at least one page")
-    found.due = [drop for _, _, drop in sorted(oldest, key=lambda entry: (-entry[0], entry[1]))]
+    found.due = [_drop(item) for item in oldest.items()]
     return found
+
+
+class _Oldest:
+    """The oldest so many of a stream of objects; of one age, the first by key.
+
+    Twice as many are gathered, then the newer half is forgotten: a comparison an object,
+    where a heap would cost a dozen of them.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._items: list[ObjectInfo] = []
+        self._newest: datetime | None = None
+        """Younger ones need not be gathered any more."""
+
+    def add(self, items: list[ObjectInfo]) -> None:
+        newest = self._newest
+        self._items += items if newest is None else [item for item in items if item.modified <= newest]
+        if len(self._items) >= 2 * self._keep:
+            self._items = self.items()
+            self._newest = self._items[-1].modified if self._items else None
+
+    def items(self) -> list[ObjectInfo]:
+        """Oldest first."""
+        return sorted(self._items, key=lambda item: (item.modified, item.key))[: self._keep]
 
 
 def is_marker(name: str) -> bool:
@@ -169,27 +186,43 @@ def identity(item: ObjectInfo) -> bytes:
     return f"{item.key}\0{item.size_bytes}\0{mark}\n".encode()
 
 
-def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> Iterator[Drop]:
-    """Sort one page; yield the job files that are due now."""
+def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> list[ObjectInfo]:
+    """Sort one page; return the job files that are due now.
+
+    This runs once for each object of an inbox that may hold a million.
+    """
+    due: list[ObjectInfo] = []
+    top, jobs, top_level = found.top, JOBS, len(INBOX)
     for item in objects:
         key = item.key
         if item.latest:
-            found.top = item
-        nightly = key.startswith(NIGHTLY)
-        if (key.startswith(JOBS) or nightly or "/" not in key[len(INBOX) :]) and key.endswith(".json"):
-            if is_marker(PurePosixPath(key).name):
-                _ignore(found, key)
-            elif item.delete_marker:
-                found.litter.append(item)
-            elif not item.latest:
-                hidden = found.top is not None and found.top.key == key and found.top.delete_marker
-                found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
-            elif nightly and not night_open:
-                found.nightly += 1
-            else:
-                yield _drop(item)
-        else:
+            top = item
+            # Nearly all of a full inbox ends here.
+            if key.startswith(jobs) and key.endswith(".json") and "/._" not in key and not item.delete_marker:
+                due.append(item)
+                continue
+        nightly = False
+        if not key.endswith(".json") or not (
+            key.startswith(jobs) or (nightly := key.startswith(NIGHTLY)) or key.find("/", top_level) < 0
+        ):
             _other(found, item)
+        elif "/._" in key and is_marker(_name(key)):
+            _ignore(found, key)
+        elif item.delete_marker:
+            found.litter.append(item)
+        elif not item.latest:
+            hidden = top is not None and top.key == key and top.delete_marker
+            found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
+        elif nightly and not night_open:
+            found.nightly += 1
+        else:
+            due.append(item)
+    found.top = top
+    return due
+
+
+def _name(key: str) -> str:
+    return key[key.rfind("/") + 1 :]
 
 
 def _other(found: Inbox, item: ObjectInfo) -> None:
@@ -216,7 +249,7 @@ def _count(found: Inbox, item: ObjectInfo) -> None:
 
 
 def _ignore(found: Inbox, key: str) -> None:
-    if is_marker(PurePosixPath(key).name):
+    if is_marker(_name(key)):
         return
     found.ignored += 1
     if len(found.ignored_sample) < _SAMPLE:

@@ -119,16 +119,21 @@ def deployed(
     *,
     secrets: dict[str, dict[str, str]] | None = None,
     container_env: dict[str, str] | None = None,
+    lease_s: int = 120,
     **modal_settings: Any,
 ) -> Iterator[Deployed]:
-    """The app, deployed as a user does, on a new bucket of that server."""
+    """The app, deployed as a user does, on a new bucket of that server.
+
+    Args:
+        lease_s: short where a test waits for one to run out; else long enough for a busy machine.
+    """
     store = make_bucket(endpoint_url, versions=True)
     env = {
         "DROPBATCH_BUCKET": store.url.replace("b2://", "s3://"),
         "DROPBATCH_ENDPOINT_URL": endpoint_url,
         "DROPBATCH_REGION": "us-east-1",
-        "DROPBATCH_LEASE_S": "20",
-        "DROPBATCH_RENEW_S": "4",
+        "DROPBATCH_LEASE_S": str(lease_s),
+        "DROPBATCH_RENEW_S": str(lease_s // 5),
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
     }

@@ -24,7 +24,7 @@ def _deadline() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, moto: SerialMotoServer) -> Iterator[Deployed]:
     """One deployment for all: what one test does to its containers is no other's concern."""
-    with deployed(tmp_path_factory.mktemp("faults"), moto.url) as running:
+    with deployed(tmp_path_factory.mktemp("faults"), moto.url, lease_s=20) as running:
         yield running
 
 

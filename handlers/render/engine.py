@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from handlers.render import leftovers
 from handlers.render.api import Api
 from handlers.render.client import Client
 from handlers.render.graph import Schema
@@ -61,6 +62,9 @@ class EnginePool:
         self._users = 0
         self._restarting = False
         self._closed = False
+        if settings.engine != "attached":
+            # Now, not when an engine is next needed: a leftover one holds a GPU's memory.
+            leftovers.sweep(settings.work_dir.resolve())
 
     @contextmanager
     def use(self, *, fresh: bool = False) -> Iterator[Engine]:

@@ -29,10 +29,10 @@ class Upload:
     replaced_at: float | None = None
     """When the user uploaded the next version, or deleted it by name."""
     cancelled_at: float | None = None
+    job_id: str = field(init=False)
 
-    @property
-    def job_id(self) -> str:
-        return job_id(self.key, self.version)
+    def __post_init__(self) -> None:
+        self.job_id = job_id(self.key, self.version)
 
 
 @dataclass

@@ -36,6 +36,7 @@ _SYSTEM_CLOCK = SystemClock()
 _BACKSTOP_S = 600.0
 """Tasks that share an engine wait for their turn and for its start: a handler counts a task's own
 time, and only one that does not gets stopped from here."""
+_FEW = 16
 _SMALL_BYTES = 8 * 1024 * 1024
 """Files up to this size are read once, for hash and upload alike; larger ones are streamed."""
 
@@ -157,6 +158,8 @@ class Watchdog:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Stop]] = []
         self._order = itertools.count()
+        self._ended: set[int] = set()
+        """What is over but still in the heap, by its number."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -176,8 +179,17 @@ class Watchdog:
             yield
         finally:
             with self._changed:
-                self._heap.remove(entry)
-                heapq.heapify(self._heap)
+                self._ended.add(entry[1])
+                self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Take the ended off the top; all of them once they are the most."""
+        if 2 * len(self._ended) > len(self._heap) + _FEW:
+            self._heap = [entry for entry in self._heap if entry[1] not in self._ended]
+            heapq.heapify(self._heap)
+            self._ended.clear()
+        while self._heap and self._heap[0][1] in self._ended:
+            self._ended.discard(heapq.heappop(self._heap)[1])
 
     def close(self) -> None:
         with self._changed:

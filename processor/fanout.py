@@ -58,6 +58,7 @@ class FanOut:
         self._attempt = attempt
         self._job = job
         self._plan = plan
+        self._tasks = {task.index: task for task in plan.tasks}
         self._timeout_s = job.timeout_s or machine.policy.task_timeout_s[plan.kind]
         self._gpu = job.gpu or plan.gpu
         self._pending: deque[tuple[Task, int, Remedy]] = deque()
@@ -149,7 +150,7 @@ class FanOut:
         self._machine.observe(TaskFinished(self._plan.job_id, result, will_retry=retry))
         if again and retry:
             due = self._machine.clock.monotonic() + again.delay_s
-            task = next(task for task in self._plan.tasks if task.index == result.index)
+            task = self._tasks[result.index]
             heapq.heappush(self._again, (due, next(self._order), (task, result.tries + 1, again.remedy)))
         elif not (stopping and result.error and result.error.kind is ErrorKind.CANCELLED):
             out.results[result.index] = result

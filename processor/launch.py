@@ -16,7 +16,7 @@ from processor.errors import ErrorKind
 from processor.events import Observer, TaskProgress, TaskStarted
 from processor.execute import Execution, Watchdog, execute
 from processor.handler import Handler, Progress, Stop, Stores, Work
-from processor.scratch import remove_abandoned
+from processor.scratch import TaskFolders, remove_abandoned
 
 
 class Run(Protocol):
@@ -93,6 +93,7 @@ class LocalLauncher:
         self._config = config
         self._observe = observe
         self._watchdog = Watchdog()
+        self._folders = TaskFolders(config.work_dir)
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._sharing: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -123,6 +124,7 @@ class LocalLauncher:
         for handler in self._handlers.values():
             handler.close()
         self._watchdog.close()
+        self._folders.close()
 
     def run_one(self, handler: Handler, work: Work, stop: Stop) -> Execution:
         self._observe(TaskStarted(work.job_id, work.task.index))
@@ -140,6 +142,7 @@ class LocalLauncher:
             work_dir=self._config.work_dir,
             gpu=self._config.gpu,
             usd_per_s=self._config.usd_per_s,
+            workdir=lambda _parent: self._folders.folder(),
         )
 
 

@@ -10,8 +10,10 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 _PREFIX = "scratch-"
@@ -50,6 +52,60 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         yield folder.path
     finally:
         folder.close()
+
+
+class TaskFolders:
+    """An empty folder for each of many small tasks, below one `ScratchFolder`. Thread-safe.
+
+    The locks of one cost more than a small task does, and so does making a folder: what a
+    task leaves empty, the next one gets.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._numbers = count(1)
+        self._free: list[Path] = []
+        self._scratch: ScratchFolder | None = None
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """What is in it when the block ends is removed, with the folder itself."""
+        path = self._take()
+        try:
+            yield path
+        finally:
+            if _is_empty(path):
+                with self._lock:
+                    self._free.append(path)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove what is left. Idempotent."""
+        with self._lock:
+            scratch, self._scratch = self._scratch, None
+            self._free.clear()
+        if scratch is not None:
+            scratch.close()
+
+    def _take(self) -> Path:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._scratch is None:
+                self._scratch = ScratchFolder(self._parent)
+            path = self._scratch.path / str(next(self._numbers))
+        path.mkdir(mode=0o700)
+        return path
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def remove_abandoned(parent: Path) -> int:

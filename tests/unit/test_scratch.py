@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processor.scratch import remove_abandoned, scratch_folder
+from processor.scratch import TaskFolders, remove_abandoned, scratch_folder
 
 _HOLDER = """
 import sys
@@ -45,3 +45,16 @@ def test_a_place_that_is_not_there_yet(tmp_path: Path) -> None:
     with scratch_folder(place) as folder:
         (folder / "file").write_text("x")
     assert not folder.exists()
+
+
+def test_tasks_share_one_lock_and_no_folder(tmp_path: Path) -> None:
+    """Each gets an empty one; it goes with its task, and the rest when the launcher closes."""
+    folders = TaskFolders(tmp_path)
+    with folders.folder() as first, folders.folder() as second:
+        assert first != second
+        (first / "out.png").write_bytes(b"x")
+        assert list(second.iterdir()) == []
+        assert len(list(tmp_path.glob("scratch-*"))) == 1
+    assert not first.exists()
+    folders.close()
+    assert list(tmp_path.glob("scratch-*")) == []

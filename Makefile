@@ -45,6 +45,9 @@ soak: all ## kill -9 at random against failing stores; ROUNDS=200, SEED= to repe
 simulate: all ## a simulated fleet under faults: N=20000 schedules from SEED=0
 	@N=$(or $(N),20000) SEED=$(or $(SEED),0) $(bin)/python -m tests.simulation
 
+scale: all ## simulate nights on Modal; ARGS=--million for the largest
+	$(bin)/python -m tests.scale $(ARGS)
+
 audit: all ## known vulnerabilities in what the lock installs
 	$(bin)/python .ci/audit.py .ci/lock/all.txt
 

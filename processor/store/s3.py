@@ -23,7 +23,7 @@ from processor.store.protocol import (
     require_put_if_absent,
 )
 from processor.store.s3_body import body_file
-from processor.store.s3_client import connect
+from processor.store.s3_client import SMALL_BODY_BYTES, connect
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
 from processor.store.s3_multipart import (
     COPY_PART_BYTES,
@@ -47,9 +47,6 @@ _NULL: Final = "null"
 """The VersionId of what was put before a bucket kept versions."""
 
 _RANGE_NOT_SATISFIABLE: Final = 416
-
-_SMALL_BYTES: Final = 8 << 20
-"""Bodies up to here are sent from memory; larger files are streamed."""
 
 
 class S3Store:
@@ -182,12 +179,10 @@ class S3Store:
         size_bytes = len(data) if isinstance(data, bytes) else data.stat().st_size
         reply: Any
         with self._translated(key):
-            if size_bytes <= _SMALL_BYTES:
+            if isinstance(data, bytes) or size_bytes <= SMALL_BODY_BYTES:
                 body = data if isinstance(data, bytes) else data.read_bytes()
                 size_bytes = len(body)
                 reply = self._client.put_object(**target, Body=body, ContentType=media_type, **condition)
-            elif isinstance(data, bytes):
-                reply = self._client.put_object(**target, Body=data, ContentType=media_type, **condition)
             elif size_bytes <= self._part_bytes:
                 with data.open("rb") as file:
                     reply = self._client.put_object(**target, Body=file, ContentType=media_type, **condition)

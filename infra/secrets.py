@@ -44,13 +44,13 @@ def needed(deployed: Deployment) -> list[Needed]:
             ("SLACK_BOT_TOKEN",),
             ("SLACK_ERROR_CHANNEL",),
             what="messages about failures",
-            setting=None if options.slack_secret else 'slack_secret = "slack-credentials"',
+            setting=None if options.slack_secret else _line("slack_secret", "slack-credentials"),
         ),
         Needed(
             options.hf_secret or "hf-credentials",
             ("HF_TOKEN",),
             what="gated models of Hugging Face",
-            setting=None if options.hf_secret else 'hf_secret = "hf-credentials"',
+            setting=None if options.hf_secret else _line("hf_secret", "hf-credentials"),
         ),
     ]
     if options.webhook:
@@ -88,6 +88,11 @@ def create(secret: Needed, environ: Mapping[str, str]) -> list[str]:
         raise ConfigError(f"not in the environment: {', '.join(lacking)}", where=secret.name)
     modal.Secret.objects.create(secret.name, values)
     return sorted(values)
+
+
+def _line(setting: str, name: str) -> str:
+    """As it stands in `dropbatch.toml`."""
+    return f'{setting} = "{name}"'
 
 
 def _values(secret: Needed, environ: Mapping[str, str]) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Webhook:
     """Posts to one URL.
 
     Args:
-        secret: `whsec_` and base64, as the receiver has it.
+        secret: base64 after `whsec_`, as the receiver has it.
     Raises:
         ConfigError: the URL or the secret is none.
     """

@@ -14,7 +14,7 @@ from processor.cli.exits import Exit
 from processor.cli.options import Bucket, Config, EndpointUrl
 from processor.errors import ConfigError
 
-_SECRET = "DROPBATCH_WEBHOOK_SECRET"  # noqa: S105 - a name
+_SECRET = "DROPBATCH_WEBHOOK_SECRET"  # noqa: S105  # pragma: allowlist secret - a name
 _TIMEOUT_S = 60.0
 
 

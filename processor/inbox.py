@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from processor.layout import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
+_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,28 +153,26 @@ def scan(store: Store, *, keep: int, night_open: bool = False) -> Inbox:
 
 
 class _Oldest:
-    """The oldest so many of a stream of objects; of one age, the first by key.
-
-    Twice as many are gathered, then the newer half is forgotten: a comparison an object,
-    where a heap would cost a dozen of them.
-    """
+    """The oldest so many of a stream of objects that comes sorted by key; of one age, the first by key."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._items: list[ObjectInfo] = []
         self._newest: datetime | None = None
-        """Younger ones need not be gathered any more."""
+        """What isn't older need not be gathered any more."""
 
     def add(self, items: list[ObjectInfo]) -> None:
         newest = self._newest
-        self._items += items if newest is None else [item for item in items if item.modified <= newest]
-        if len(self._items) >= 2 * self._keep:
+        self._items += items if newest is None else [item for item in items if item.modified < newest]
+        # Sorted as soon as a page more is there: what is kept costs the cache more than sorting costs.
+        if len(self._items) >= self._keep + _PAGE:
             self._items = self.items()
             self._newest = self._items[-1].modified if self._items else None
 
     def items(self) -> list[ObjectInfo]:
         """Oldest first."""
-        return sorted(self._items, key=lambda item: (item.modified, item.key))[: self._keep]
+        # By age alone: sorting is stable, and what was added earlier has the smaller key.
+        return sorted(self._items, key=attrgetter("modified"))[: self._keep]
 
 
 def is_marker(name: str) -> bool:
@@ -187,38 +187,49 @@ def identity(item: ObjectInfo) -> bytes:
 
 
 def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> list[ObjectInfo]:
-    """Sort one page; return the job files that are due now.
-
-    This runs once for each object of an inbox that may hold a million.
-    """
+    """Sort one page; return the job files that are due now."""
+    if _only_jobs(objects):
+        found.top = objects[-1]
+        return objects
     due: list[ObjectInfo] = []
-    top, jobs, top_level = found.top, JOBS, len(INBOX)
     for item in objects:
         key = item.key
         if item.latest:
-            top = item
-            # Nearly all of a full inbox ends here.
-            if key.startswith(jobs) and key.endswith(".json") and "/._" not in key and not item.delete_marker:
-                due.append(item)
-                continue
-        nightly = False
+            found.top = item
+        nightly = key.startswith(NIGHTLY)
         if not key.endswith(".json") or not (
-            key.startswith(jobs) or (nightly := key.startswith(NIGHTLY)) or key.find("/", top_level) < 0
+            nightly or key.startswith(JOBS) or key.find("/", len(INBOX)) < 0
         ):
             _other(found, item)
-        elif "/._" in key and is_marker(_name(key)):
+        elif is_marker(_name(key)):
             _ignore(found, key)
         elif item.delete_marker:
             found.litter.append(item)
         elif not item.latest:
+            top = found.top
             hidden = top is not None and top.key == key and top.delete_marker
             found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
         elif nightly and not night_open:
             found.nightly += 1
         else:
             due.append(item)
-    found.top = top
     return due
+
+
+def _only_jobs(objects: list[ObjectInfo]) -> bool:
+    """Whether a page is nothing but job files that stand, as nearly all of a full inbox is.
+
+    This runs for each object of an inbox that may hold a million: pages are sorted by key,
+    so that two keys tell the folder of all, and the rest is one pass without a call.
+    """
+    if not objects or not (objects[0].key.startswith(JOBS) and objects[-1].key.startswith(JOBS)):
+        return False
+    jobs = [
+        None
+        for item in objects
+        if item.latest and not item.delete_marker and (key := item.key)[-5:] == ".json" and "/._" not in key
+    ]
+    return len(jobs) == len(objects)
 
 
 def _name(key: str) -> str:

@@ -89,7 +89,7 @@ def test_failures_and_copies_teach_nothing(result: dict[str, Any]) -> None:
 
 def test_every_class_has_its_price_and_says_whether_it_has_the_memory() -> None:
     """The guide's table; an A100 with 40 GB is too small for what asks for 80."""
-    made = estimate(plan(10, typical_seconds=360.0), learn([]), PRICES, gpu="A100-80GB")
+    made = estimate(plan(10, typical_seconds=360.0, gpu="A100-80GB"), learn([]), PRICES, gpu="A100-80GB")
     classes = {entry.gpu: entry for entry in made.classes}
     assert set(classes) == set(PRICES.modal)
     assert not classes["A100-40GB"].fits

@@ -137,8 +137,8 @@ def test_models_are_synced_listed_pushed_and_removed(here: Deployed) -> None:
 def test_plain_modal_run_works_as_the_guides_readers_are_used_to(here: Deployed) -> None:
     """A function of the app by name, with its arguments as flags; the deployed one is left alone."""
     before = here.loopback.registered["tick"].function_id
-    done = here.loopback.deploy("-m", "infra.app::sync_models", command="run", env=here.env)
-    assert '"event": "sync"' in done.stdout + done.stderr
+    printed = here.loopback.deploy("-m", "infra.app::sync_models", command="run", env=here.env)
+    assert '"event": "sync"' in printed
     assert here.loopback.registered["tick"].function_id == before
 
 

@@ -61,7 +61,7 @@ def test_fifty_mixed_drops_end_as_they_deserve(here: Deployed) -> None:
     ]
     together = [here.loopback.trigger("tick") for _ in range(2)]
     claimed = sum(call.get(timeout=60)["claimed"] for call in together)
-    assert claimed > 16, "both ticks claim, and never the same"
+    assert 16 <= claimed <= 32, "whatever they race for, each drop is claimed by one"
     here.run_until_empty(IGNORED, timeout_s=340)
     manifests = here.manifests()
     assert manifests.keys() == {example.key for example in EXAMPLES} | set(more)

@@ -92,8 +92,8 @@ def test_a_redeploy_keeps_the_id_and_replaces_the_containers(abilities: Loopback
 
 def test_modal_run_shows_output_and_stops_the_app(loopback: Loopback) -> None:
     loopback.set_secret("bucket", {"BUCKET_KEY": "k"})
-    done = loopback.deploy(str(APPS / "abilities.py::entry"), command="run")
-    assert "six squared is 36" in done.stdout
+    printed = loopback.deploy(str(APPS / "abilities.py::entry"), command="run")
+    assert "six squared is 36" in printed
     assert loopback.registered == {}
     assert all(container.wait_exited() for container in loopback.containers())
 

@@ -1,22 +1,22 @@
-"""Containers: real `python -m modal._container_entrypoint` processes, and the pools that scale them."""
+"""Containers: real `modal._container_entrypoint` processes, and the pools that scale them."""
 
 import asyncio
 import json
 import math
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import grpclib.server
 from modal_proto import api_pb2 as pb
 
+from tests.loopback import warm
 from tests.loopback.calls import Input, Signal, terminated
 from tests.loopback.rpc import EMPTY, Empty, Message, Wire, new_id, service
 
@@ -84,17 +84,16 @@ class Container:
     async def _run(self) -> None:
         server = grpclib.server.Server([service(self.host.wire, self)])
         socket = self.host.sockets / f"{self.task_id}.sock"
-        log = self.log_path.open("wb")
+        self.log_path.touch()
         try:
             await self._lay_out()
             await server.start(path=str(socket))
-            self.returncode = await self._process(f"unix://{socket}", log)
+            self.returncode = await self._process(f"unix://{socket}")
         except Exception as error:  # noqa: BLE001
             # A task's exception would be lost; a failed start must reach the caller like any crash.
             self.host.wire.errors.append(f"{self.task_id} could not start: {error!r}")
             self.returncode = -1
         finally:
-            log.close()
             server.close()
             self.accepting = False
             self.pool.exited(self)
@@ -109,19 +108,17 @@ class Container:
         for mount in spec.volume_mounts:
             self.volumes[mount.volume_id] = await self.host.volumes.working_copy(mount, self.root)
 
-    async def _process(self, server_url: str, log: IO[bytes]) -> int:
+    async def _process(self, server_url: str) -> int:
         arguments = self.root / "arguments.bin"
         arguments.write_bytes(self._arguments().SerializeToString())
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "modal._container_entrypoint",
-            cwd=self.root / "root",
-            env=self._env(server_url, arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # so that what it starts dies with it
+        process = await warm.start(
+            warm.Command(
+                "modal._container_entrypoint",
+                [],
+                cwd=str(self.root / "root"),
+                env=self._env(server_url, arguments),
+                output=str(self.log_path),
+            )
         )
         self.pid = process.pid
         if self.reason:  # stopped before there was a process to signal

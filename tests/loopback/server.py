@@ -4,8 +4,6 @@ import asyncio
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +18,7 @@ from aiohttp import web
 from modal.client import _Client
 from modal_proto import api_pb2 as pb
 
+from tests.loopback import warm
 from tests.loopback.apps import Apps, Registered
 from tests.loopback.calls import ASYNC, Calls
 from tests.loopback.containers import CHECKOUT, GUEST, Container, Host, Lifecycle
@@ -218,24 +217,29 @@ class Loopback:
 
     def deploy(
         self, *target: str, command: str = "deploy", cwd: Path = CHECKOUT, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> str:
         """Run `modal deploy TARGET` (`-m infra.app`) as a user would; deprecations are errors.
 
+        Returns:
+            What it printed.
         Raises:
             AssertionError: with the command's output, where it fails.
         """
         path = os.pathsep.join([str(GUEST), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-m", "modal", command, *target],
-            cwd=cwd,
-            env=os.environ | self.env | {"PYTHONPATH": path} | (env or {}),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"modal {command} failed:\n{done.stdout}\n{done.stderr}"
-        return done
+        with tempfile.NamedTemporaryFile(prefix="deploy-") as output:
+            returncode = warm.run(
+                warm.Command(
+                    "modal",
+                    [command, *target],
+                    cwd=str(cwd),
+                    env=os.environ | self.env | {"PYTHONPATH": path} | (env or {}),
+                    output=output.name,
+                ),
+                timeout_s=120,
+            )
+            printed = output.read().decode()
+        assert returncode == 0, f"modal {command} failed:\n{printed}"
+        return printed
 
     @property
     def registered(self) -> dict[str, Registered]:

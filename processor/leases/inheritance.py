@@ -11,13 +11,16 @@ import fcntl
 import json
 import os
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from processor.clock import Clock
 from processor.leases.lease import Lease, Leases
 from processor.leases.protocol import LeaseStore
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+"""The end of a dead runner's lease: nobody may take it for one that still holds."""
 
 
 class InheritedLeases(Leases):
@@ -33,19 +36,27 @@ class InheritedLeases(Leases):
         super().__init__(store, clock, lease_s=lease_s, margin_s=margin_s)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        # What a job's dead holders had or asked for; which of them has it, the lease store knows.
         self._left = _take_over(folder)
         self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}.jsonl"
         self._notes = _open_locked(self._path)
+        # Whoever inherits from us inherits these, should we die before they are taken.
+        for lease in (each for left in self._left.values() for each in left):
+            self._hold(lease.job_id, lease.epoch, lease.nonce)
 
     def acquire(self, job_id: str, *, nonce: str, heir_of: Lease | None = None) -> Lease | None:
         """As `Leases.acquire`; a lease that a dead runner of this machine held is inherited."""
         with self._lock:
-            left = self._left.pop(job_id, None)
-        lease = super().acquire(job_id, nonce=nonce, heir_of=heir_of or left)
-        if lease is not None:
-            self._note(
-                {"job": job_id, "epoch": lease.epoch, "nonce": nonce, "until": lease.until.isoformat()}
-            )
+            left = self._left.pop(job_id, [])
+        # Noted before it is asked for: who dies before the reply may hold the epoch after the known one.
+        self._hold(job_id, max((each.epoch for each in left), default=0), nonce)
+        lease = None
+        for heir in [heir_of] if heir_of or not left else reversed(left):
+            lease = lease or super().acquire(job_id, nonce=nonce, heir_of=heir)
+        if lease is None:
+            self._note({"job": job_id, "released": True})
+        else:
+            self._hold(job_id, lease.epoch, nonce)
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -56,6 +67,9 @@ class InheritedLeases(Leases):
         """End on purpose: what is still held runs out by itself."""
         self._notes.close()
         self._path.unlink(missing_ok=True)
+
+    def _hold(self, job_id: str, epoch: int, nonce: str) -> None:
+        self._note({"job": job_id, "epoch": epoch, "nonce": nonce})
 
     def _note(self, note: dict[str, object]) -> None:
         with self._lock:
@@ -69,9 +83,9 @@ def _open_locked(path: Path) -> IO[str]:
     return notes
 
 
-def _take_over(folder: Path) -> dict[str, Lease]:
-    """What dead runners left, by job id; their files are removed, so that it is taken once."""
-    left: dict[str, Lease] = {}
+def _take_over(folder: Path) -> dict[str, list[Lease]]:
+    """What dead runners left, by job id, the latest last; taken once: their files are removed."""
+    left: dict[str, list[Lease]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("r", encoding="utf-8") as notes:
             try:
@@ -84,13 +98,15 @@ def _take_over(folder: Path) -> dict[str, Lease]:
     return left
 
 
-def _apply(left: dict[str, Lease], line: str) -> None:
+def _apply(left: dict[str, list[Lease]], line: str) -> None:
     try:
         note = json.loads(line)
         if note.get("released"):
             left.pop(note["job"], None)
-        else:
-            until = datetime.fromisoformat(note["until"])
-            left[note["job"]] = Lease(note["job"], note["epoch"], note["nonce"], until)
+            return
+        lease = Lease(note["job"], note["epoch"], note["nonce"], _LONG_AGO)
     except (ValueError, KeyError, TypeError):
         return  # the last line of a runner that died while it wrote
+    # A runner notes what it asks for, then what it got, under one nonce.
+    others = [each for each in left.get(lease.job_id, []) if each.nonce != lease.nonce]
+    left[lease.job_id] = [*others, lease]

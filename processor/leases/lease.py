@@ -50,7 +50,8 @@ class Leases:
 
         Args:
             nonce: names this owner; fresh for every process.
-            heir_of: a lease handed over by its holder, whose successor may be taken at once.
+            heir_of: a lease handed over by its holder, whose successor may be taken at once;
+                and the successor's, if the holder's nonce has that.
         Returns:
             The lease, or None while another owner's stands.
         Raises:
@@ -65,7 +66,8 @@ class Leases:
             return Lease(job_id, epoch, nonce, until)
         while (following := self.store.read(_lease_key(job_id, epoch + 1))) is not None:
             epoch, standing = epoch + 1, following
-        if not self._over(job_id, epoch, standing):
+        inherited = heir_of is not None and standing["nonce"] == heir_of.nonce
+        if not inherited and not self._over(job_id, epoch, standing):
             return None
         epoch += 1
         standing = self.store.create(_lease_key(job_id, epoch), entry)

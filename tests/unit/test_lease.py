@@ -12,6 +12,7 @@ from processor.leases.authority import Authority
 from processor.leases.inheritance import InheritedLeases
 from processor.leases.lease import Leases
 from processor.leases.memory import MemoryLeases
+from processor.leases.protocol import Record
 from processor.policy import Policy
 from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
@@ -122,6 +123,45 @@ def test_a_dead_runners_leases_are_inherited_a_living_ones_are_not(
     assert lease is not None
     assert lease.epoch == 2
     second.close()
+    third.close()
+
+
+class DyingLeases(MemoryLeases):
+    """Whoever asks it dies before the reply; what was asked for stands."""
+
+    def create(self, key: str, value: Record) -> Record:
+        super().create(key, value)
+        raise KeyboardInterrupt
+
+
+def test_a_lease_whose_reply_its_owner_did_not_live_to_see_is_inherited(
+    clock: ManualClock, tmp_path: Path
+) -> None:
+    """Killed right after it asked; and its first heir dies in the same place."""
+    store = DyingLeases()
+    for nonce in ("a", "b"):
+        dead = inheriting(store, clock, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            dead.acquire(JOB, nonce=nonce)
+        dead._notes.close()
+    living = MemoryLeases()
+    living._records = store._records
+    third = inheriting(living, clock, tmp_path)
+    lease = third.acquire(JOB, nonce="c")
+    assert lease is not None
+    assert lease.epoch == 2
+    third.close()
+
+
+def test_an_heir_that_dies_idle_passes_on_what_it_was_left(clock: ManualClock, tmp_path: Path) -> None:
+    """It took over the notes, and was killed before it took the lease."""
+    store = MemoryLeases()
+    first = inheriting(store, clock, tmp_path)
+    assert first.acquire(JOB, nonce="a") is not None
+    first._notes.close()
+    inheriting(store, clock, tmp_path)._notes.close()
+    third = inheriting(store, clock, tmp_path)
+    assert third.acquire(JOB, nonce="c") is not None
     third.close()
 
 

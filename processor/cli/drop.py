@@ -15,6 +15,7 @@ from processor.errors import JobInvalid
 if TYPE_CHECKING:
     from processor.cli.job_files import Changes, JobFile
     from processor.cli.uploads import Dropped
+    from processor.config import Settings
     from processor.store import Store
 
 
@@ -80,7 +81,7 @@ def command(
         keep_dropping(store, paths, changes, nightly=nightly, limit_bytes=settings.job_file_limit_bytes)
         return
     jobs, folders, refused = _collect(paths, changes, settings.job_file_limit_bytes)
-    dropped = _upload(store, jobs, folders, nightly=nightly, dataset_name=name)
+    dropped = _upload(settings, store, jobs, folders, nightly=nightly, dataset_name=name)
     if as_json:
         console.print_json({"dropped": [_facts(item) for item in dropped], "refused": refused})
     else:
@@ -114,10 +115,16 @@ def _collect(
 
 
 def _upload(
-    store: Store, jobs: list[JobFile], folders: list[Path], *, nightly: bool, dataset_name: str | None
+    settings: Settings,
+    store: Store,
+    jobs: list[JobFile],
+    folders: list[Path],
+    *,
+    nightly: bool,
+    dataset_name: str | None,
 ) -> list[Dropped]:
     from processor.cli.job_files import dataset_files
-    from processor.cli.uploads import drop_dataset, drop_job
+    from processor.cli.uploads import drop_dataset, drop_job, rclone_copier
 
     if nightly and folders:
         raise UsageError("datasets are not held for the night; only jobs are")
@@ -128,7 +135,8 @@ def _upload(
         dropped = [drop_job(store, job, nightly=nightly, moved=moved) for job in jobs]
         for folder, files in contents.items():
             name = dataset_name or folder.resolve().name
-            dropped.append(drop_dataset(store, folder, files, name=name, moved=moved))
+            copier = rclone_copier(settings)
+            dropped.append(drop_dataset(store, folder, files, name=name, moved=moved, copier=copier))
     return dropped
 
 

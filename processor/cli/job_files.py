@@ -79,7 +79,8 @@ def dataset_files(folder: Path) -> Iterator[Path]:
         parts = file.relative_to(folder).parts
         if any(part.startswith(".") for part in parts) or is_marker(file.name):
             continue
-        if file.is_file() and file.resolve().is_relative_to(root):
+        # Only a link can lead out: `rglob` enters no linked folders.
+        if file.is_file() and (not file.is_symlink() or file.resolve().is_relative_to(root)):
             yield file
 
 

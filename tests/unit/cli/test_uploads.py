@@ -1,0 +1,79 @@
+"""Many files at once: by rclone, into a bucket, under the keys that we would have given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from processor.cli.uploads import drop_dataset, rclone_copier
+from processor.config import Settings
+from processor.errors import StoreUnavailable
+from tests.support import rclone as rclone_server
+from tests.support.fixtures import make_bucket
+
+NAMES = [
+    "plain.png",
+    "naïve café.png",
+    "100% #1.txt",
+    "sub/dir/a b.png",
+    "\uff0edot.png",
+    "\u201bquote.png",
+    "-flag.png",
+]
+
+
+def photos(folder: Path) -> list[Path]:
+    """A folder of odd names, and as many more as make it worth another program."""
+    files = [folder / name for name in [*NAMES, *(f"{number:04}.png" for number in range(500))]]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(file.name.encode())
+    return files
+
+
+def settings(url: str, bucket: str) -> Settings:
+    return Settings(bucket=f"s3://{bucket}/a prefix", endpoint_url=url, region="us-east-1")
+
+
+def test_rclone_gives_files_the_keys_that_they_are_named(
+    tmp_path: Path, rclone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the letter, whatever rclone would rather escape; sizes are told, the marker is last."""
+    monkeypatch.setenv("DROPBATCH_KEY_ID", rclone_server.KEY_ID)
+    monkeypatch.setenv("DROPBATCH_KEY", rclone_server.SECRET)
+    files = photos(tmp_path)
+    whole = make_bucket(rclone, key_id=rclone_server.KEY_ID, secret=rclone_server.SECRET)
+    store = whole.below("a prefix")
+    copier = rclone_copier(settings(rclone, whole.url.rpartition("/")[2]))
+    assert copier is not None
+    moved: list[int] = []
+    dropped = drop_dataset(store, tmp_path, files, name="faces", moved=moved.append, copier=copier)
+    assert dropped.files == len(files)
+    assert sum(moved) == sum(file.stat().st_size for file in files)
+    found = {item.key for page in store.list("inbox/") for item in page.objects}
+    assert {f"inbox/datasets/faces/{name}" for name in [*NAMES, "_READY"]} <= found
+    with store.get("inbox/datasets/faces/sub/dir/a b.png") as download:
+        assert download.body.read() == b"a b.png"
+    whole.close()
+
+
+def test_what_rclone_says_is_said_on_and_no_marker_is_left(
+    tmp_path: Path, rclone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong key: the folder is no complete drop."""
+    whole = make_bucket(rclone, key_id=rclone_server.KEY_ID, secret=rclone_server.SECRET)
+    monkeypatch.setenv("DROPBATCH_KEY_ID", rclone_server.KEY_ID)
+    monkeypatch.setenv("DROPBATCH_KEY", "wrong")
+    copier = rclone_copier(settings(rclone, whole.url.rpartition("/")[2]))
+    with pytest.raises(StoreUnavailable, match="rclone ended with") as caught:
+        drop_dataset(whole, tmp_path, photos(tmp_path), name="faces", moved=lambda _: None, copier=copier)
+    assert "wrong" not in str(caught.value)
+    assert not [item for page in whole.list("inbox/") for item in page.objects]
+    whole.close()
+
+
+def test_a_folder_needs_no_rclone(tmp_path: Path) -> None:
+    """Nor does a bucket whose key boto3 finds in its own places: rclone isn't shown those."""
+    assert rclone_copier(Settings(bucket=str(tmp_path))) is None
+    assert rclone_copier(Settings(bucket="s3://photos", region="us-east-1")) is None

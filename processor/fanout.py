@@ -181,7 +181,7 @@ class FanOut:
         polled = [] if self._cancelled else [self._poll_at]
         due = min([self._renew_at, *polled, *(entry[0] for entry in self._again[:1])])
         # Short enough to notice a stop; the launcher's queue wakes us earlier for results.
-        return min(max(0.0, due - now), 1.0)
+        return min(max(0.0, due - now), self._machine.policy.stop_poll_s)
 
     def _keep_lease(self, run: Run) -> None:
         """Renew in good time; a store out of reach is no reason to stop before the lease ends."""

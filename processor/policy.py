@@ -45,6 +45,8 @@ class Policy:
     young_s: float = 10.0
     """On a folder, a younger file that doesn't parse may still be being written."""
     cancel_poll_s: float = 15.0
+    stop_poll_s: float = 1.0
+    """How often whoever waits for tasks looks whether this runner was asked to stop."""
     stop_grace_s: float = 20.0
     """How long running tasks get to end after they were asked to."""
     settle_s: float = 600.0

@@ -22,7 +22,8 @@ from tests.simulation.bucket import Bucket, Dict, SimLeases, SimStore, WorldCloc
 from tests.simulation.launcher import Labour, SimLauncher, Submitted
 from tests.simulation.world import Process, World
 
-POLICY = Policy()
+POLICY = Policy(stop_poll_s=60.0, cancel_poll_s=60.0)
+"""Nobody is asked to stop here; looking for that, and for cancels, less often costs no interleaving."""
 _MAX_SKEW_S = 300.0
 
 

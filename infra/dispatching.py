@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import structlog
 
 from infra.handover import from_json
 from processor.dispatch import process, take_over
-from processor.errors import ErrorKind
+from processor.errors import ErrorKind, StoreError
 from processor.log import unit_of_work
 from processor.machine import Machine
+from processor.nightly import Mornings
 from processor.records import Manifest
 
 log = structlog.get_logger(__name__)
@@ -65,9 +66,16 @@ def _run_all(machine: Machine, claims: Sequence[Any]) -> dict[str, str | None]:
             machine.stop.set(ErrorKind.PREEMPTED)
             wait(futures.values(), timeout=EXIT_GRACE_S)
             raise
-    return {job_id: _outcome(future) for job_id, future in futures.items()}
+    ended = {job_id: future.result() for job_id, future in futures.items()}
+    _retell(machine, [manifest for manifest in ended.values() if manifest])
+    return {job_id: manifest.outcome.value if manifest else None for job_id, manifest in ended.items()}
 
 
-def _outcome(future: Future[Manifest | None]) -> str | None:
-    manifest = future.result()
-    return manifest.outcome.value if manifest else None
+def _retell(machine: Machine, ended: Sequence[Manifest]) -> None:
+    """Jobs that outlasted their night: its report was made without them."""
+    mornings = Mornings(machine)
+    mornings.note(ended)
+    try:
+        mornings.retell()
+    except StoreError as error:
+        log.warning("night.not_reported", why=str(error))

@@ -84,8 +84,9 @@ def morning_once(machine: Machine) -> dict[str, Any]:
 
     What can't be swept today is swept tomorrow.
     """
-    Mornings(machine).look()
     try:
+        machine.set_clock()
+        Mornings(machine).look()
         report = sweep(machine)
     except StoreError as error:
         log.warning("sweep.not_finished", why=str(error))

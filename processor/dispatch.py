@@ -18,7 +18,6 @@ from processor.errors import DropbatchError, ForeignAuthority, JobInvalid, Lease
 from processor.events import JobPlanned, JobReleased, JobSettled
 from processor.fanout import FanOut, FanOutResult, Interrupted
 from processor.history import adopt, read_history
-from processor.layout import AUTHORITY
 from processor.leases.lease import Lease
 from processor.log import Line, unit_of_work
 from processor.machine import Machine
@@ -54,9 +53,7 @@ def take_over(machine: Machine, handed: Claim) -> Claim | None:
     """
     job_id = handed.lease.job_id
     try:
-        sent_at = machine.clock.monotonic()
-        page = next(iter(machine.stores.main.list(AUTHORITY)))
-        machine.clock.sync(page.date, sent_at=sent_at)
+        machine.set_clock()
         machine.authority.check()
         lease = machine.leases.acquire(job_id, nonce=machine.nonce(), heir_of=handed.lease)
     except (StoreError, ForeignAuthority) as error:

@@ -29,6 +29,8 @@ from processor.store import ObjectInfo, Store
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
+    from processor.schedule import Night
+
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
 _PAGE = 1000
@@ -130,19 +132,21 @@ class Inbox:
         return any(not (drop.version or drop.emitted_id) or drop.job_id == job_id for drop in drops)
 
 
-def scan(store: Store, *, keep: int, night_open: bool = False) -> Inbox:
+def scan(store: Store, *, keep: int, night: Night | bool = False) -> Inbox:
     """List the inbox once.
 
     Args:
         keep: how many due drops to keep, the oldest; memory is bounded by it.
-        night_open: drops under `inbox/nightly/` are due, too.
+        night: whether drops under `inbox/nightly/` are due, too; a window is asked by the store's clock.
     Cost: 1 request per 1,000 objects in the inbox, at least 1.
     """
     found: Inbox | None = None
+    night_open = False
     oldest = _Oldest(keep)
     for page in store.list(INBOX, versions=store.capabilities.versions):
         if found is None:
             found = Inbox(page.date)
+            night_open = night if isinstance(night, bool) else night.is_open(page.date)
         due = _due(found, page.objects, night_open)
         found.pending += len(due)
         oldest.add(due)

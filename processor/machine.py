@@ -14,6 +14,7 @@ from processor.clock import StoreClock
 from processor.events import Observer, ignore
 from processor.handler import Handler, Stop, Stores
 from processor.launch import Launcher
+from processor.layout import AUTHORITY
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.notify import Notices
@@ -61,6 +62,17 @@ class Machine:
     def budget(self) -> DayBudget:
         """What the day has cost, as far as this process knows."""
         return DayBudget(self.stores.main, self.policy, self.clock)
+
+    def set_clock(self) -> None:
+        """Set the clock by the store's, where no tick has: this host's own may be wrong.
+
+        Raises:
+            StoreError: the store is out of reach, or took too long to answer.
+        Cost: 1 request.
+        """
+        sent_at = self.clock.monotonic()
+        page = next(iter(self.stores.main.list(AUTHORITY)))
+        self.clock.sync(page.date, sent_at=sent_at)
 
     def close(self) -> None:
         """Stop the launcher's engines, then close leases and stores. Idempotent."""

@@ -1,7 +1,8 @@
 """The morning report: what a night did, as one page and one JSON, made once the night is over.
 
 A job belongs to the night in which it began; one of `inbox/nightly/` that was begun by hand, to
-the night before. A job that ends after its night has closed makes the report anew.
+the night before. A job that ends after its night has closed makes the report anew, unless its
+runner dies right then.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ class Mornings:
             return
         try:
             self._first(night.closed(self._machine.clock.now()))
-            self._anew()
+            self.retell()
         except StoreError as error:
             log.warning("night.not_reported", why=str(error))
 
@@ -246,12 +247,20 @@ class Mornings:
         with self._lock:
             self._made.add(window.morning)
 
-    def _anew(self) -> None:
+    def retell(self) -> None:
+        """Make the reports anew that `note` found stale.
+
+        Raises:
+            StoreError: out of reach; what was not made is stale still.
+        Cost: none, or for each night see `make_report`.
+        """
         with self._lock:
-            late, self._late = self._late, {}
+            late = list(self._late.items())
             self._again_at = self._machine.clock.monotonic() + _AGAIN_S
-        for window in late.values():
+        for morning, window in late:
             make_report(self._machine, window)
+            with self._lock:
+                self._late.pop(morning, None)
 
     def _reported(self, window: Window) -> bool:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,6 +12,14 @@ Result = TypeVar("Result")
 
 THREADS = 16
 """Requests to an object store wait for its answers; so many fit one connection pool."""
+
+
+def _threads(count: int) -> Executor:
+    return ThreadPoolExecutor(count, thread_name_prefix="each")
+
+
+new_pool: Callable[[int], Executor] = _threads
+"""Makes the pool that calls run in. A simulation, whose threads are no threads, sets its own."""
 
 
 def each(
@@ -23,7 +31,7 @@ def each(
     result would have come; what was not begun by then never is.
     """
     ahead: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="each") as pool:
+    with new_pool(threads) as pool:
         try:
             for item in items:
                 ahead.append((item, pool.submit(function, item)))

@@ -84,9 +84,8 @@ def tick(
     report = TickReport()
     try:
         sent_at = machine.clock.monotonic()
-        inbox = scan(
-            machine.stores.main, keep=machine.policy.scan_keep, night_open=_night(machine, night_open)
-        )
+        night = (machine.policy.night or False) if night_open is None else night_open
+        inbox = scan(machine.stores.main, keep=machine.policy.scan_keep, night=night)
         machine.clock.sync(inbox.date, sent_at=sent_at)
         machine.authority.check()
     except ForeignAuthority as error:
@@ -145,13 +144,6 @@ def _out_of_money(machine: Machine, report: TickReport) -> bool:
     report.over_budget = f"the day has cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}"
     log.warning("tick.over_budget", why=report.over_budget)
     return True
-
-
-def _night(machine: Machine, forced: bool | None) -> bool:
-    if forced is not None:
-        return forced
-    night = machine.policy.night
-    return night is not None and night.is_open(machine.clock.now())
 
 
 def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, busy: Collection[str]) -> None:

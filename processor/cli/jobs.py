@@ -107,7 +107,7 @@ def waiting(store: Store) -> list[Waiting]:
 
     Cost: those of a scan, and 1 or 2 per drop.
     """
-    inbox = scan(store, keep=MAX_WAITING, night_open=True)
+    inbox = scan(store, keep=MAX_WAITING, night=True)
     return [item for item in in_threads(lambda drop: _look(store, drop), inbox.due) if item]
 
 

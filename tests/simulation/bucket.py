@@ -89,11 +89,12 @@ class Bucket:
         """What stands, truly, under a prefix."""
         return [item.key for page in self.inner.list(prefix) for item in page.objects]
 
-    def is_empty(self, prefix: str) -> bool:
-        """Whether nothing stands under a prefix; asked after every turn, so looked up only after changes."""
+    def is_empty(self, prefix: str, *, but_for: str) -> bool:
+        """Whether nothing stands under a prefix, but for what begins so; asked after every turn, and
+        so looked up only after changes."""
         writes, empty = self._emptiness.get(prefix, (-1, False))
         if writes != self.changed:
-            empty = not self.keys(prefix)
+            empty = all(key.startswith(but_for) for key in self.keys(prefix))
             self._emptiness[prefix] = (self.changed, empty)
         return empty
 

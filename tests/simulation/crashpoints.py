@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tests.simulation.faults import CRASHES, Kind, Planned
 from tests.simulation.invariants import run
 from tests.simulation.launcher import Labour
-from tests.simulation.scenarios import THEN, render
+from tests.simulation.scenarios import FIRST, NIGHTLY, THEN, in_the_night, owe, render
 from tests.simulation.schedule import Schedule
 
 Plan = dict[int, Kind]
@@ -46,6 +46,26 @@ def handed_over(faults: Planned) -> Schedule:
     return schedule
 
 
+def dataset_to_lora(faults: Planned) -> Schedule:
+    """A folder is checked, archived and trained on, its LoRA published and its test render done."""
+    schedule = Schedule.build(1, faults, labour=Labour())
+    schedule.user.at(0.0, lambda: schedule.user.upload("zoe", FIRST, says="ready"))
+    schedule.fleet.start_desk("desk", delay_s=10)
+    return schedule
+
+
+def night(faults: Planned) -> Schedule:
+    """A drop waits for the night, a template emits in it, and the morning is told."""
+    schedule = Schedule.build(1, faults, labour=Labour(), policy=NIGHTLY)
+    in_the_night(schedule)
+    schedule.user.at(0.0, lambda: owe(schedule, "inbox/recurring/r.json"))
+    schedule.user.at(0.0, lambda: schedule.user.drop(render(1), "inbox/nightly/a.json"))
+    schedule.user.at(2500.0, lambda: None)
+    # Begun shortly before it: ticks that find nothing are all alike.
+    schedule.fleet.start_desk("desk", delay_s=290)
+    return schedule
+
+
 def _on_a_desk(faults: Planned, job: dict[str, object]) -> Schedule:
     schedule = Schedule.build(1, faults, labour=Labour())
     schedule.user.at(0.0, lambda: schedule.user.drop(job))
@@ -53,7 +73,7 @@ def _on_a_desk(faults: Planned, job: dict[str, object]) -> Schedule:
     return schedule
 
 
-SINGLES: tuple[Build, ...] = (one_task, three_tasks, handed_over)
+SINGLES: tuple[Build, ...] = (one_task, three_tasks, handed_over, dataset_to_lora, night)
 """Each call of these, in all three ways."""
 PAIRS: Build = one_task
 """Every two calls of this one."""

@@ -10,11 +10,12 @@ from processor.attempt import Claim
 from processor.clock import StoreClock
 from processor.dispatch import process as process_job
 from processor.dispatch import take_over
-from processor.errors import DropbatchError
+from processor.errors import DropbatchError, StoreError
 from processor.handler import Stores
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine
+from processor.nightly import Mornings
 from processor.policy import Policy
 from processor.sweep import sweep
 from processor.tick import tick
@@ -69,7 +70,7 @@ class Fleet:
             authority=Authority(store, shared, clock, self.policy, nonce=world.token),
             clock=clock,
             launcher=launcher,
-            handlers={launcher.handler.kind: launcher.handler},
+            handlers=launcher.handlers,
             policy=self.policy,
             nonce=world.token,
             host=process.name,
@@ -104,6 +105,18 @@ class Fleet:
             with suppress(DropbatchError):
                 sweep(machine)
 
+    # --- the morning ----------------------------------------------------------------
+
+    def start_mornings(self, *, after_s: float) -> None:
+        """A cron at the end of the night."""
+        process = self.process("morning")
+        self.world.spawn(process, process.name, partial(self._morning, process), delay_s=after_s)
+
+    def _morning(self, process: Process) -> None:
+        machine = self.machine(process, remote=True)
+        if tick(machine, capacity=0).problem is None:
+            Mornings(machine).look()
+
     # --- Modal: every tick and every dispatcher is a process of its own ---------------
 
     def start_cron(self, name: str, *, delay_s: float = 0.0) -> None:
@@ -135,7 +148,11 @@ class Fleet:
         machine = self.machine(process, remote=True)
         claim = take_over(machine, handed)
         if claim is not None:
-            process_job(machine, claim)
+            manifest = process_job(machine, claim)
+            mornings = Mornings(machine)
+            mornings.note([manifest] if manifest else [])
+            with suppress(StoreError):
+                mornings.retell()
 
 
 class _Desk:
@@ -145,6 +162,7 @@ class _Desk:
         self._fleet = fleet
         self._process = process
         self._machine = fleet.machine(process, remote=False, leases=leases)
+        self._mornings = Mornings(self._machine)
         self._busy: set[str] = set()
 
     def loop(self) -> None:
@@ -155,10 +173,13 @@ class _Desk:
             for claim in report.claims:
                 self._busy.add(claim.lease.job_id)
                 world.spawn(self._process, "desk job", partial(self._work, claim))
+            if self._mornings.due:
+                self._mornings.look()
             world.pause(world.random.choice((2.0, 60.0, 180.0)))
 
     def _work(self, claim: Claim) -> None:
         try:
-            process_job(self._machine, claim)
+            manifest = process_job(self._machine, claim)
+            self._mornings.note([manifest] if manifest else [])
         finally:
             self._busy.discard(claim.lease.job_id)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
-from processor.layout import BESIDE, INBOX, OUTPUTS, emitted_job_id
+from processor.layout import BESIDE, CANCEL, INBOX, NIGHTS, OUTPUTS, RECURRING, emitted_job_id
+from processor.nightly import night_of
+from processor.records import Manifest
+from tests.simulation.folders import FOLDERS_AT_REST, emitted_by
 from tests.simulation.schedule import Schedule
+from tests.simulation.threads import threads_as_actors
 from tests.simulation.watch import named_by
+from tests.simulation.world import EPOCH
 
 Invariant = Callable[[Schedule], Iterator[str]]
 
@@ -21,7 +27,7 @@ def nothing_escapes(schedule: Schedule) -> Iterator[str]:
 def no_drop_in_limbo(schedule: Schedule) -> Iterator[str]:
     """Once faults stop the inbox is empty within a bounded number of ticks."""
     for key in schedule.bucket.keys(INBOX):
-        if not key.startswith("inbox/control/cancel/"):
+        if not key.startswith((CANCEL, RECURRING)):
             yield f"{key} is still in the inbox"
 
 
@@ -81,7 +87,8 @@ def results_are_whole(schedule: Schedule) -> Iterator[str]:
 
 
 def one_emission_one_job(schedule: Schedule) -> Iterator[str]:
-    """Each job that a done manifest asks for ran once, under an id of its parent and place."""
+    """Each job that a done manifest, a frozen folder or a due time asks for ran once, under an id
+    of where it comes from."""
     wanted: set[str] = set()
     excused: set[str] = set()
     for job in schedule.watch.manifests:
@@ -93,7 +100,8 @@ def one_emission_one_job(schedule: Schedule) -> Iterator[str]:
             into |= {
                 emitted_job_id(job, f"{each.get('name', 'then')}-{place}")
                 for place, each in enumerate(asked, start=1)
-            }
+            } | emitted_by(schedule, manifest)
+    wanted |= schedule.watch.folders.ingests.keys() | schedule.due
     users = {upload.job_id for upload in schedule.watch.uploads}
     emitted = schedule.watch.manifests.keys() - users
     if not wanted <= emitted <= wanted | excused:
@@ -138,6 +146,35 @@ def cancelled_only_on_request(schedule: Schedule) -> Iterator[str]:
             yield job
 
 
+def nights_are_told_truly(schedule: Schedule) -> Iterator[str]:
+    """A night in which jobs began and ended has its report, which says of each what its manifest says."""
+    night, now = schedule.fleet.policy.night, schedule.world.now
+    if night is None:
+        return
+    by_morning: dict[str, set[str]] = {}
+    in_time: set[str] = set()
+    for job, data in schedule.watch.manifests.items():
+        manifest = Manifest.model_validate_json(data)
+        window = night_of(night, manifest)
+        if window is not None and window.closes < now:
+            morning = f"{window.morning:%Y-%m-%d}"
+            by_morning.setdefault(morning, set()).add(job)
+            settled_at = schedule.watch.settled_at.get(manifest.drop.key, schedule.world.now_s)
+            if EPOCH + timedelta(seconds=settled_at) < window.closes:
+                in_time.add(morning)
+    for morning, jobs in by_morning.items():
+        key = f"{NIGHTS}{morning}/report.json"
+        if key not in schedule.bucket.keys(NIGHTS):
+            if morning in in_time:
+                yield f"nobody told of {morning}, in which {sorted(jobs)} began"
+            continue
+        told = json.loads(schedule.bucket.read(key))["jobs"]
+        for each in told:
+            stands = schedule.watch.manifest(each["job_id"])
+            if each["job_id"] not in jobs or stands is None or stands["outcome"] != each["outcome"]:
+                yield f"the report of {morning} is wrong about {each['job_id']}"
+
+
 def overwritten(schedule: Schedule) -> set[str]:
     """Jobs whose drop its user replaced on a store without versions: of such a drop nothing is
     left that a later tick could find. docs/reliability.md says what then is not promised."""
@@ -158,6 +195,8 @@ AT_REST: tuple[Invariant, ...] = (
     dead_has_its_attempts,
     calm_needs_one_attempt,
     cancelled_only_on_request,
+    *FOLDERS_AT_REST,
+    nights_are_told_truly,
 )
 """Judged when the faults are over and the inbox is empty."""
 
@@ -170,7 +209,7 @@ def garbage_is_collected(schedule: Schedule) -> Iterator[str]:
         kept = named_by(manifest)
         for key in schedule.bucket.keys(f"{OUTPUTS}{job}/"):
             name = key.rpartition("/")[2]
-            records = ("manifest.json", "index.html", "attempt.json", "engine.log", *BESIDE)
+            records = ("manifest.json", "index.html", "training.html", "attempt.json", "engine.log", *BESIDE)
             if key not in kept and name not in records:
                 yield f"{key} was left"
 
@@ -193,13 +232,14 @@ def run(schedule: Schedule, *, sweeping: bool = True) -> list[str]:
     Args:
         sweeping: days later the sweep runs, too, and is judged; with every third seed.
     """
-    try:
-        schedule.chaos()
-        schedule.peace()
-        found = judge(schedule, AT_REST)
-        if not sweeping or schedule.world.seed % 3:
-            return schedule.watch.violations + found
-        schedule.aftermath()
-        return schedule.watch.violations + found + judge(schedule, AFTER_SWEEP)
-    finally:
-        schedule.world.close()
+    with threads_as_actors(schedule.world):
+        try:
+            schedule.chaos()
+            schedule.peace()
+            found = judge(schedule, AT_REST)
+            if not sweeping or schedule.world.seed % 3:
+                return schedule.watch.violations + found
+            schedule.aftermath()
+            return schedule.watch.violations + found + judge(schedule, AFTER_SWEEP)
+        finally:
+            schedule.world.close()

@@ -12,13 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from handlers.ingest.handler import IngestHandler
 from processor.errors import ErrorKind, JobInvalid, TaskFailed
 from processor.execute import Execution, execute
-from processor.handler import LocalFile, PlanContext, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.handler import Handler, LocalFile, PlanContext, Stop, Stores, TaskContext, TaskOutput, Work
 from processor.launch import Run
 from processor.models import JobBase, RenderJob
 from processor.records import Plan, Task, canonical_hash
 from tests.simulation.bucket import Bucket, SimStore, WorldClock
+from tests.simulation.trainer import SimTrainer
 from tests.simulation.world import Actor, Process, World
 
 _FILES = Path(tempfile.mkdtemp(prefix="dropbatch-simulation-"))
@@ -114,12 +116,22 @@ class SimLauncher:
         self.labour = labour
         self.remote = remote
         self.submitted = submitted
-        self.handler = SimHandler(world, labour)
+        self.handlers: dict[str, Handler] = {
+            "render": SimHandler(world, labour),
+            "ingest": IngestHandler(),
+            "train": SimTrainer(world),
+        }
 
     def open(self, kind: str) -> Run:
         return _SimRun(self)
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        yield Path(name)
 
 
 class _NoLimits:
@@ -172,7 +184,7 @@ class _SimRun:
     def _work(self, process: Process, given: _Input, stop: Stop) -> None:
         world = self._world
         done = execute(
-            self._launcher.handler,
+            self._launcher.handlers[given.work.kind],
             given.work,
             Stores.single(SimStore(self._launcher.bucket, process)),
             stop=stop,
@@ -183,7 +195,7 @@ class _SimRun:
             usd_per_s=0.0,
             clock=WorldClock(world),
             tag=lambda: world.token()[:8],
-            workdir=nullcontext,
+            workdir=nullcontext if given.work.kind == "render" else _folder,
         )
         if given.answered:
             return

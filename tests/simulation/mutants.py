@@ -12,15 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from handlers.ingest import archive
+from handlers.ingest import handler as ingest
 from processor import (
     commit,
+    datasets,
     discard,
     dispatch,
     dropping,
     effects,
     execute,
+    folders,
     history,
+    ingestion,
     peek,
+    publishing,
+    recurring,
     settle,
     sweep,
     tick,
@@ -28,15 +35,16 @@ from processor import (
 from processor import plan as planning
 from processor.attempt import Trying
 from processor.clock import StoreClock
+from processor.datasets import Frozen
 from processor.errors import LeaseLost
-from processor.inbox import Drop, Inbox
-from processor.layout import manifest_key
+from processor.inbox import Drop, Inbox, scan
+from processor.layout import DATASETS_INBOX, dataset_record_key, manifest_key
 from processor.leases.authority import Authority
 from processor.leases.lease import Lease, Leases
 from processor.machine import Machine
 from processor.records import Manifest, TaskResult, dump
 from tests.simulation import schedule as schedules
-from tests.simulation.bucket import SimLeases, SimStore
+from tests.simulation.bucket import SimLeases, SimStore, WorldClock
 from tests.simulation.fleet import POLICY
 from tests.simulation.invariants import run
 from tests.simulation.scenarios import SCENARIOS
@@ -216,6 +224,56 @@ def _name_the_manifest_only(manifest: Manifest) -> set[str]:
 _read_history = history.read_history
 
 
+# --- folders and nights --------------------------------------------------------------------
+
+
+def _elect_and_ignore(self: Any, generation: int, ours: Frozen) -> Frozen:
+    _elect_generation(self, generation, ours)
+    return ours
+
+
+@contextmanager
+def _whatever_stands() -> Iterator[None]:
+    """Files of a folder are read and copied by name."""
+
+    def read(self: SimStore, key: str, *, version: str | None = None) -> Any:
+        return get(self, key, version=None if key.startswith(DATASETS_INBOX) else version)
+
+    def carry(self: SimStore, source: str, target: str, *, version: str | None = None) -> Any:
+        return copy(self, source, target, version=None if source.startswith(DATASETS_INBOX) else version)
+
+    get, copy = SimStore.get, SimStore.copy
+    with patch.object(SimStore, "get", read), patch.object(SimStore, "copy", carry):
+        yield
+
+
+def _record_first(stores: Any, dataset: Any, wanted: Any, **rest: Any) -> None:
+    key = dataset_record_key(dataset.name, dataset.fingerprint)
+    stores.datasets.put(key, dump(dataset))
+    _store_dataset(stores, dataset, wanted, **rest)
+
+
+def _move_anywhere(machine: Machine, store: Any, key: str, pointer: Any) -> bool:
+    store.put(key, dump(pointer))
+    return True
+
+
+def _by_the_hosts_clock(store: Any, *, keep: int, night: Any) -> Inbox:
+    if not isinstance(night, bool):
+        night = night.is_open(WorldClock(store._world, store._process).now())
+    return scan(store, keep=keep, night=night)
+
+
+_elect_generation = folders._Look._elect
+_store_dataset = archive.store_dataset
+
+
+@contextmanager
+def _pointers(new: Any) -> Iterator[None]:
+    with patch.object(ingestion, "advance", new), patch.object(publishing, "advance", new):
+        yield
+
+
 @contextmanager
 def _both(name: str, new: Any) -> Iterator[None]:
     with patch.object(dispatch, name, new), patch.object(tick, name, new):
@@ -280,5 +338,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the sweep waits 25 hours", _sweep_at_once, ("sweeps",)),
     Mutant("the sweep spares what is named", _swap(sweep, "_named", _name_the_manifest_only)),
     Mutant("an execution has its own tag", _one_tag),
+    Mutant(
+        "a folder's generation is elected", _swap(folders._Look, "_elect", _elect_and_ignore), ("folders",)
+    ),
+    Mutant("a folder must be quiet", _swap(datasets, "quiet_s", lambda *_: 1e9), ("folders",)),
+    Mutant("files are read by version", _whatever_stands, ("folders",)),
+    Mutant("a version's record comes last", _swap(ingest, "store_dataset", _record_first), ("folders",)),
+    Mutant(
+        "a training's id follows from its version",
+        _swap(ingestion, "drop", _emit_under_a_new_name),
+        ("folders",),
+    ),
+    Mutant("a pointer moves forward only", lambda: _pointers(_move_anywhere), ("folders",)),
+    Mutant("the night is asked by the store's clock", _swap(tick, "scan", _by_the_hosts_clock), ("nights",)),
+    Mutant(
+        "a due time's id follows from its template",
+        _swap(recurring, "drop", _emit_under_a_new_name),
+        ("nights",),
+    ),
 )
 """Every guard on which a promise rests."""

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from processor.layout import emitted_job_id
+from processor.recurring import emission_name
+from processor.schedule import Night
 from tests.simulation.faults import FOUNDING, Chance, Faults, Kind
 from tests.simulation.fleet import POLICY
+from tests.simulation.folders import Says
 from tests.simulation.launcher import Labour
 from tests.simulation.schedule import STORM, Schedule
-from tests.simulation.world import Process
+from tests.simulation.world import EPOCH, Process
+from tests.support.pictures import picture
 
 Scenario = Callable[[int, Faults | None], Schedule]
 
 ROUGH = Labour(transient=0.05, permanent=0.05, preempted=0.05, long=0.02)
 THEN = [{"kind": "render", "workflow": "noop", "name": "grid"}]
+
+PICTURES = [picture(k) for k in range(6)]
+FIRST = {f"{k}.png": PICTURES[k] for k in range(3)}
+NIGHTLY = replace(POLICY, night=Night(time(12, 5), time(12, 35), ZoneInfo("UTC")))
+"""A short night, soon after the simulation begins."""
 
 
 def render(tasks: int = 1, **more: Any) -> dict[str, Any]:
@@ -170,6 +182,53 @@ def calm(seed: int, faults: Faults | None = None) -> Schedule:
     return _desk_and_cron(schedule)
 
 
+def folders(seed: int, faults: Faults | None = None) -> Schedule:
+    """A dataset folder becomes a LoRA and a test render; more and changed pictures come later."""
+    schedule = _schedule(seed, faults)
+    chance, user = schedule.world.random, schedule.user
+    says: Says = chance.choice(("ready", "ready", "listed", "quiet"))
+    later = {"1.png": PICTURES[4], "5.png": PICTURES[5]}
+
+    def upload() -> None:
+        user.upload("zoe", FIRST, says=says, pause_s=60.0)
+        if chance.random() < 0.5:
+            user.wait_until(lambda: bool(schedule.watch.folders.ingests))
+            schedule.world.pause(chance.choice((2.0, 30.0, 900.0)) * chance.random())
+            user.upload("zoe", later, says=says, pause_s=chance.choice((0.0, 60.0)))
+
+    user.at(0.5, upload)
+    return _desk_and_cron(schedule)
+
+
+def nights(seed: int, faults: Faults | None = None) -> Schedule:
+    """Drops held for the night, a template due in it, and the report of the morning."""
+    schedule = _schedule(seed, faults, policy=NIGHTLY)
+    in_the_night(schedule)
+    chance, user = schedule.world.random, schedule.user
+    for name in ("a", "b")[: chance.choice((1, 2))]:
+        key = f"inbox/nightly/{name}.json"
+        user.at(0.5 + 280 * chance.random(), lambda key=key: user.drop(render(2), key))
+    user.at(1.0, lambda: owe(schedule, "inbox/recurring/r.json"))
+    if chance.random() < 0.3:  # uploaded once more before it is due
+        user.at(30 + 200 * chance.random(), lambda: owe(schedule, "inbox/recurring/r.json"))
+    user.at(2500.0, lambda: None)
+    schedule.fleet.start_mornings(after_s=2102.0)
+    return _desk_and_cron(schedule)
+
+
+def in_the_night(schedule: Schedule) -> None:
+    """Judge what is held, and let the healthy runner rest so long that it lives through a day."""
+    schedule.rest_s = 1500.0
+    schedule.watch.night_opens = EPOCH + timedelta(minutes=5)
+
+
+def owe(schedule: Schedule, key: str) -> None:
+    """Upload a template that is due at ten past twelve, once a year."""
+    schedule.user.put(key, {**render(1, on_success=THEN), "schedule": "10 12 1 1 *"})
+    name = emission_name(key, EPOCH + timedelta(minutes=10))
+    schedule.due = {emitted_job_id(key, name)}
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -186,6 +245,8 @@ SCENARIOS: dict[str, Scenario] = {
         poison,
         sweeps,
         calm,
+        folders,
+        nights,
     )
 }
 

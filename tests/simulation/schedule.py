@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.layout import INBOX
+from processor.datasets import folder_key
+from processor.dispatch import process as process_job
+from processor.layout import INBOX, RECURRING
 from processor.leases.protocol import Record
+from processor.nightly import Mornings
 from processor.policy import Policy
+from processor.schedule import Night
 from processor.sweep import sweep
 from processor.tick import tick
 from tests.simulation.bucket import Bucket, Dict, SimStore
 from tests.simulation.faults import Chance, Faults, Kind
 from tests.simulation.fleet import POLICY, Fleet
+from tests.simulation.folders import Batch, Says, Uploaded, marker
 from tests.simulation.launcher import Labour
 from tests.simulation.watch import Upload, Watch
 from tests.simulation.world import Process, World
@@ -50,6 +56,10 @@ class Schedule:
     user: User = field(init=False)
     undisturbed: bool = False
     """Nothing was made to go wrong."""
+    due: set[str] = field(default_factory=set)
+    """Ids of the jobs that recurring templates owe."""
+    rest_s: float = 60.0
+    """Between two ticks of the healthy runner."""
 
     def __post_init__(self) -> None:
         self.user = User(self)
@@ -109,7 +119,11 @@ class Schedule:
     def _is_over(self) -> bool:
         if self.user.awaits:
             return False
-        return self.world.now_s > CHAOS_S or self.bucket.is_empty(INBOX)
+        return self.world.now_s > CHAOS_S or self._nothing_waits()
+
+    def _nothing_waits(self) -> bool:
+        """Whether the inbox is empty but for recurring templates, which stay."""
+        return self.bucket.is_empty(INBOX, but_for=RECURRING)
 
     def peace(self) -> None:
         """One healthy runner; bounded ticks."""
@@ -118,15 +132,19 @@ class Schedule:
         process = Process(world, "healer")
         machine = fleet.machine(process, remote=False)
 
-        def heal() -> None:
-            from processor.dispatch import process as process_job
+        mornings = Mornings(machine)
 
+        def heal() -> None:
             for _ in range(PEACE_TICKS):
                 for claim in tick(machine, capacity=10).claims:
-                    process_job(machine, claim)
-                if not self.bucket.keys(INBOX) and not self._versions_left():
-                    return
-                world.pause(60)
+                    manifest = process_job(machine, claim)
+                    mornings.note([manifest] if manifest else [])
+                if not self._versions_left():
+                    break
+                if mornings.due:
+                    mornings.look()
+                world.pause(self.rest_s)
+            self._wait_for_the_morning(machine.policy.night, mornings)
 
         world.spawn(process, "healer", heal)
         world.run()
@@ -134,7 +152,14 @@ class Schedule:
 
     def _versions_left(self) -> bool:
         (page,) = self.bucket.inner.list(INBOX, versions=self.bucket.versions)
-        return bool(page.objects)
+        return any(not item.key.startswith(RECURRING) for item in page.objects)
+
+    def _wait_for_the_morning(self, night: Night | None, mornings: Mornings) -> None:
+        """Where there are nights, the one that is open ends and is told of."""
+        if night is not None:
+            left = (night.begun(self.world.now).closes - self.world.now).total_seconds()
+            self.world.pause(max(0.0, left) + 1.0)
+            mornings.look()
 
     def aftermath(self) -> None:
         """Days later the sweep runs."""
@@ -184,6 +209,10 @@ class User:
         watch.uploads.append(upload)
         return upload
 
+    def put(self, key: str, document: dict[str, Any]) -> None:
+        """Upload a JSON file that is no drop."""
+        self._store.put(key, json.dumps(document).encode())
+
     def delete(self, key: str) -> None:
         """Delete a drop by name."""
         self._store.hide(key)
@@ -194,3 +223,29 @@ class User:
     def cancel(self, upload: Upload) -> None:
         upload.cancelled_at = self._schedule.world.now_s
         self._store.put(f"inbox/control/cancel/{upload.job_id}", b"")
+
+    def upload(self, dataset: str, files: dict[str, bytes], *, says: Says, pause_s: float = 0.0) -> None:
+        """Put files into a dataset's folder, one after the other."""
+        name, beside = marker(says, files)
+        if says == "listed":
+            self._store.put(folder_key(dataset) + name, beside)
+        batch = Batch(dataset, len(files))
+        folders = self._schedule.watch.folders
+        folders.batches.append(batch)
+        for file, data in files.items():
+            key = folder_key(dataset) + file
+            info = self._store.put(key, data)
+            for older in (old for each in folders.batches for old in each.files if old.key == key):
+                older.replaced = True
+            version = info.version or self._schedule.bucket.inner.stat(key).version
+            batch.files.append(Uploaded(key, version, hashlib.sha256(data).hexdigest()))
+            self._schedule.world.pause(pause_s * self._schedule.world.random.random())
+        if says == "ready":
+            self._store.put(folder_key(dataset) + name, beside)
+
+    def wait_until(self, condition: Callable[[], bool], *, at_most_s: float = 1800.0) -> None:
+        """Look now and then, as people do."""
+        world = self._schedule.world
+        until_s = world.now_s + at_most_s
+        while not condition() and world.now_s < until_s:
+            world.pause(2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -11,6 +12,7 @@ from processor.clock import MAX_ROUND_TRIP_S, StoreClock
 from processor.errors import StoreUnavailable
 from processor.handler import TaskContext, TaskOutput, Work
 from processor.run import run
+from processor.schedule import Night
 from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
 from processor.testing.handler import ScriptedHandler, write_text_file
@@ -107,3 +109,17 @@ def test_a_slow_reply_does_not_set_the_clock() -> None:
         clock.sync(date, sent_at=sent_at)
     clock.sync(base.now(), sent_at=clock.monotonic())
     assert clock.now() == base.now()
+
+
+def test_a_wrong_clock_opens_no_night(tmp_path: Path) -> None:
+    """A cron's first tick asks the window by the store's clock, not by its host's."""
+    noon = ManualClock().now()
+    night = Night((noon + timedelta(minutes=2)).time(), (noon + timedelta(hours=1)).time(), ZoneInfo("UTC"))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file))
+    bench.with_policy(night=night)
+    bench.drop(JOB, "inbox/nightly/a.json")
+    fast = ManualClock()
+    fast.advance(300)
+    assert tick(bench.machine(clock=fast), capacity=1).claims == []
+    bench.clock.advance(150)
+    assert len(tick(bench.machine(clock=fast), capacity=1).claims) == 1

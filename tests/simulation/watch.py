@@ -10,10 +10,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from processor.datasets import is_inventory_key
 from processor.handler import Work
-from processor.layout import AUTHORITY, BESIDE, EMITTED, INBOX, OUTPUTS, job_id
+from processor.layout import (
+    AUTHORITY,
+    BESIDE,
+    DATASETS,
+    DATASETS_INBOX,
+    EMITTED,
+    INBOX,
+    NIGHTLY,
+    NIGHTS,
+    OUTPUTS,
+    RECURRING,
+    job_id,
+)
 from processor.leases.protocol import Record
 from tests.simulation.bucket import Bucket, Dict
+from tests.simulation.folders import Folders
 from tests.simulation.world import Actor, Process, World
 
 _SWEEP_AGE_S = 25 * 3600.0
@@ -52,10 +66,18 @@ class Watch:
     violations: list[str] = field(default_factory=list)
     removed: dict[tuple[str, str], float] = field(default_factory=dict)
     """When each version left the inbox."""
+    settled_at: dict[str, float] = field(default_factory=dict)
+    """When each key last left the inbox."""
     hashes: dict[tuple[str, int], str] = field(default_factory=dict)
     """What each task of a job first was."""
     starts: dict[str, int] = field(default_factory=dict)
     """Executions submitted, by job."""
+    night_opens: datetime | None = None
+    """When drops under `inbox/nightly/` may first begin."""
+    folders: Folders = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folders = Folders(self.bucket, self.violated)
 
     def violated(self, invariant: str, how: str) -> None:
         self.violations.append(f"{invariant}: {how} (at {self.world.now_s:.1f} s)")
@@ -68,7 +90,7 @@ class Watch:
             self._deleted(key)
         elif key == AUTHORITY:
             self.ruler = json.loads(data)["backend"]
-        elif key.startswith(OUTPUTS):
+        elif key.startswith(OUTPUTS) and not key.startswith(NIGHTS):
             self._output(actor, key, data)
         elif key.startswith(EMITTED) and operation == "put":
             self._emitted(key, data)
@@ -123,10 +145,13 @@ class Watch:
             self.violated("nothing is elected after the lease ran out", f"{job} under {epoch}-{nonce}")
 
     def granted(self, process: Process, key: str, value: Record) -> None:
-        """Judge a claim as it succeeds."""
+        """Judge a claim, or the freezing of a folder, as it succeeds."""
+        if key.startswith("frozen/"):
+            self.folders.frozen(value)
         if not key.startswith("lease/"):
             return
         _, job, epoch = key.split("/")
+        self._in_its_night(job)
         before = self.leases.records.get(f"lease/{job}/{int(epoch) - 1}")
         if before is None:
             return
@@ -134,6 +159,13 @@ class Watch:
         handed = process.name == "dispatch"
         if until is not None and self.world.now < until and not handed and not self.leases.wipes:
             self.violated("a lease is taken over only when it has run out", f"{job} {epoch}, until {until}")
+
+    def _in_its_night(self, job: str) -> None:
+        held = [upload for upload in self.uploads if upload.key.startswith(NIGHTLY)]
+        if self.night_opens is not None and self.world.now < self.night_opens:
+            for upload in held:
+                if upload.job_id == job and upload.replaced_at is None:
+                    self.violated("what is held begins in the night", job)
 
     def lease_end(self, job: str, epoch: int, nonce: str) -> datetime | None:
         """Until when a lease stands, by the lease store; None if it was given back, or forgotten."""
@@ -166,7 +198,7 @@ class Watch:
             if self.manifests.setdefault(job, data) != data:
                 self.violated("one outcome a drop", f"two manifests stood for {job}")
             self.stood_at.setdefault(job, self.world.now_s)
-        elif name not in ("index.html", *BESIDE) and actor is not None:
+        elif name not in ("index.html", "training.html", *BESIDE) and actor is not None:
             # An execution is an actor; an attempt's own records are its dispatcher's.
             self._has_one_writer(key, actor)
 
@@ -176,17 +208,35 @@ class Watch:
 
     def _emitted(self, key: str, data: bytes) -> None:
         parent = json.loads(data)["origin"]["parent"]
+        if is_inventory_key(parent) or parent.startswith(RECURRING):
+            return  # a frozen folder, a template that is due: no job of theirs came before
+        if parent.startswith(DATASETS):
+            dataset, fingerprint = parent[len(DATASETS) :].strip("/").split("/")
+            if not self._ingested(dataset, fingerprint):
+                self.violated("effects follow a standing manifest", f"{key} before {parent} was ingested")
+            return
         manifest = self.manifest(parent)
         if manifest is None or manifest["outcome"] != "done":
             self.violated("effects follow a standing manifest", f"{key} before its parent's stood")
 
+    def _ingested(self, dataset: str, fingerprint: str) -> bool:
+        for job in self.folders.ingests:
+            manifest = self.manifest(job)
+            if manifest is not None and manifest["outcome"] == "done":
+                data = manifest["tasks"][0]["data"]
+                if (data["dataset"], data["fingerprint"]) == (dataset, fingerprint):
+                    return True
+        return False
+
     def _deleted(self, key_version: str) -> None:
         key, _, version = key_version.rpartition("@")
         if key.startswith(INBOX):
-            self.removed[key, version] = self.world.now_s
+            self.removed[key, version] = self.settled_at[key] = self.world.now_s
             self._left_inbox(key, version)
-        elif key.startswith(OUTPUTS):
-            self._swept(key)
+            if key.startswith(DATASETS_INBOX):
+                self.folders.left(key, version)
+        elif key.startswith(OUTPUTS) and "/checkpoints/" not in key:
+            self._swept(key)  # a training prunes its own checkpoints
 
     def _left_inbox(self, key: str, version: str) -> None:
         for upload in self.uploads:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
+from tests.simulation import ledger
 from tests.simulation.invariants import run
-from tests.simulation.report import Figures, as_markdown, everything, first_lines, silence
+from tests.simulation.report import Figures, everything, first_lines, silence
 from tests.simulation.scenarios import SCENARIOS
-
-_PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
 def main() -> int:
@@ -24,23 +21,26 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=int(os.environ.get("N", "20000")), help="schedules")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "0")), help="the first seed")
     parser.add_argument("--pairs-every", type=int, default=10, help="of crash points' pairs, one in so many")
-    parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
+    parser.add_argument("--schedules-only", action="store_true", help="no crash points, no disabled guards")
+    parser.add_argument("--write", action="store_true", help="add the figures to docs/reliability.md")
     parser.add_argument("--trace", choices=list(SCENARIOS), help="play one seed of this scenario, print it")
     options = parser.parse_args()
     silence()
     if options.trace:
         return _trace(options.trace, options.seed)
     figures = Figures(options.seed)
-    for figures in everything(options.n, options.seed, pairs_every=options.pairs_every):
+    for figures in everything(
+        options.n, options.seed, pairs_every=options.pairs_every, schedules_only=options.schedules_only
+    ):
         if sys.stderr.isatty():
             done, wrong = figures.schedules.total(), len(figures.violations)
             sys.stderr.write(f"\r{done:,} schedules, {wrong} violations")
-    sys.stdout.write(as_markdown(figures))
+    sys.stdout.write(ledger.as_markdown(ledger.of(figures)))
     violations = figures.violations + [each for crash in figures.crashes for each in crash.violations]
     for line in first_lines(violations, 20):
         sys.stdout.write(f"VIOLATION {line}\n")
     if options.write:
-        _write(as_markdown(figures))
+        ledger.record(figures)
     return 0 if figures.all_well else 1
 
 
@@ -53,11 +53,5 @@ def _trace(name: str, seed: int) -> int:
     return 1 if violations else 0
 
 
-def _write(figures: str) -> None:
-    before, _, rest = _PAGE.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    _PAGE.write_text(before + _BEGIN + figures + _END + after)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -85,15 +85,21 @@ def play(names: Iterable[str], seeds: range) -> Figures:
     return figures
 
 
-def everything(n: int, first_seed: int, *, pairs_every: int) -> Iterator[Figures]:
+def everything(n: int, first_seed: int, *, pairs_every: int, schedules_only: bool) -> Iterator[Figures]:
     """Play n schedules on all cores, then crash points and mutants; yields as it goes on.
 
     Args:
         pairs_every: of the pairs of crash points, one in so many.
+        schedules_only: neither crash points nor mutants.
     """
     total = Figures(first_seed)
     chunks = [range(at, min(at + _CHUNK, first_seed + n)) for at in range(first_seed, first_seed + n, _CHUNK)]
     with ProcessPoolExecutor(os.cpu_count(), initializer=silence) as pool:
+        if schedules_only:
+            for figures in pool.map(play, [list(SCENARIOS)] * len(chunks), chunks):
+                total.add(figures)
+                yield total
+            return
         crashes = [pool.submit(crashpoints.single, at) for at in range(len(crashpoints.SINGLES))]
         crashes += [pool.submit(crashpoints.pairs, part, pairs_every * _PARTS) for part in range(_PARTS)]
         hunts = [pool.submit(_hunt, at) for at in range(len(MUTANTS))]
@@ -116,44 +122,6 @@ def _joined(parts: list[Enumeration]) -> Enumeration:
 
 def _hunt(at: int) -> Verdict:
     return hunt(MUTANTS[at], limit=_MUTANT_LIMIT)
-
-
-def as_markdown(figures: Figures) -> str:
-    """The figures as they stand in docs/reliability.md."""
-    last = figures.first_seed + figures.schedules.total() - 1
-    points = sum(each.points for each in figures.crashes)
-    caught = sum(each.caught for each in figures.mutants)
-    lines = [
-        "| | |",
-        "|---|---|",
-        f"| schedules | {figures.schedules.total():,} (seeds {figures.first_seed:,} to {last:,}) |",
-        f"| calls interleaved | {figures.calls:,} |",
-        f"| schedules a second, one core | {figures.per_second:,.0f} |",
-        f"| crash points | {points:,} |",
-        f"| guards disabled and noticed | {caught} of {len(figures.mutants)} |",
-        f"| **violations** | **{len(figures.violations)}** |",
-        "",
-        "| what happened | times |",
-        "|---|---|",
-        *(f"| {what} | {times:,} |" for what, times in figures.faults.most_common()),
-        "",
-        "| crash points | calls | runs | violations |",
-        "|---|---|---|---|",
-        *(
-            f"| {each.scenario.replace('_', ' ')} | {each.calls} | {each.points:,} | {len(each.violations)} |"
-            for each in figures.crashes
-        ),
-        "",
-        "| guard disabled | noticed after | as a violation of |",
-        "|---|---|---|",
-        *(_row(each) for each in figures.mutants),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _row(verdict: Verdict) -> str:
-    unit = "schedule" if verdict.schedules == 1 else "schedules"
-    return f"| {verdict.guard} | {verdict.schedules} {unit} | {verdict.violation or '**nothing**'} |"
 
 
 def first_lines(violations: list[str], count: int) -> list[str]:

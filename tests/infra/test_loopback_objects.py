@@ -56,8 +56,8 @@ def test_parameters_and_options_have_pools_of_their_own(abilities: Loopback) -> 
 
 
 def test_exit_runs_when_a_container_is_preempted(abilities: Loopback) -> None:
-    renderer()(style="left").render.remote("only")
-    container = abilities.containers("Renderer", state="running")[-1]
+    task_id = renderer()(style="left").render.remote("only")["task_id"]
+    container = next(c for c in abilities.containers("Renderer") if c.task_id == task_id)
     container.preempt()
     container.wait_exited()
     notes = modal.Dict.from_name("notes")

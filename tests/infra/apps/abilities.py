@@ -155,7 +155,8 @@ class Renderer:
         if name.startswith("pair"):
             self.pair += 1
             (self.met.set() if self.pair == 2 else await asyncio.wait_for(self.met.wait(), 20))
-        return {"style": self.style, "gpu": os.environ["LOOPBACK_GPU"], "steps": self.steps}
+        where = {"task_id": os.environ["MODAL_TASK_ID"], "gpu": os.environ["LOOPBACK_GPU"]}
+        return {"style": self.style, "steps": self.steps, **where}
 
     @modal.method()
     def sick(self) -> str:

@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 
+from tests.soak import page
 from tests.soak.rounds import soak
 from tests.soak.world import KINDS, Kind
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=200, help="in all; each kind of store has its share")
     parser.add_argument("--seed", type=int, default=None, help="drawn, and printed, if not given")
     parser.add_argument("--store", choices=KINDS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/reliability.md")
     options = parser.parse_args(argv)
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     kinds: list[Kind] = options.store or list(KINDS)
@@ -28,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         rounds = max(1, options.rounds * _SHARES[kind] // shares)
         _tell(f"{kind}: {rounds} rounds, seed {seed + number}")
         figures.append(soak(kind, rounds=rounds, seed=seed + number, tell=_tell))
-    sys.stdout.write(json.dumps([each.as_json() for each in figures], indent=1) + "\n")
+    told = [each.as_json() for each in figures]
+    sys.stdout.write(json.dumps(told, indent=1) + "\n")
+    if options.write:
+        page.write(told)
     return 1 if any(each.violations for each in figures) else 0
 
 

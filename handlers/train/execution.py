@@ -6,6 +6,7 @@ import math
 import secrets
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +74,8 @@ class Training:
         self._sampled: set[str] = set()
         self._saved_at = -1
         """Step of a save whose samples are still to be looked for."""
+        self._held: Snapshot | None = None
+        """Taken, but not all losses up to its step have been heard: they come on another stream."""
 
     def run(self) -> TaskOutput:
         """Train to the end.
@@ -100,11 +103,13 @@ class Training:
             weights = finished_weights(self._folder, self._run)
         except TaskFailed as error:
             child.stop(self._settings.stop_grace_s)
+            self._hand_over(uploader)
             uploader.close(self._settings.stop_grace_s)
             error.log = child.log  # read where a failure is recorded
             raise
         finally:
             child.stop(self._settings.stop_grace_s)
+        self._hand_over(uploader)
         uploader.close(_DRAIN_S)
         results = Results(self._run, self._curve, self._checkpoints, self._context.workdir / "results")
         return results.output(
@@ -171,6 +176,7 @@ class Training:
             self._context.stop.check()
             line = child.next(_POLL_S)
             if line is None:
+                self._hand_over(uploader)
                 if time.monotonic() - heard_at > self._settings.silence_s:
                     raise TaskFailed(ErrorKind.CRASHED, "the trainer has been silent for too long")
                 continue
@@ -181,6 +187,8 @@ class Training:
         event = read_piece(line, self._run.trainer_name)
         if isinstance(event, Step):
             self._count(event)
+            if self._held is not None and event.done >= self._held.step:
+                self._hand_over(uploader)
             if event.done > self._saved_at >= 0:
                 self._saved_at = -1
                 uploader.add_samples(self._new_samples())
@@ -190,8 +198,7 @@ class Training:
             self._saved = self._folder / event.path.name
         elif isinstance(event, OptimizerSaved) and self._saved is not None:
             path, self._saved = self._saved, None
-            if path.stem != self._run.trainer_name:
-                self._keep(path, uploader)
+            if path.stem != self._run.trainer_name and self._keep(path, uploader):
                 self._stop_in_time()
 
     def _count(self, step: Step) -> None:
@@ -206,19 +213,31 @@ class Training:
         stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
         self._context.progress(Progress(stage, step.done, step.total))
 
-    def _keep(self, weights: Path, uploader: Uploader) -> None:
-        """Hand a finished save to the uploader."""
+    def _keep(self, weights: Path, uploader: Uploader) -> bool:
+        """Take a finished save, and hand it to the uploader as soon as its losses are known.
+
+        Returns:
+            False if the trainer has pruned it meanwhile.
+        """
         step = int(weights.stem.rpartition("_")[2])
         folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
         try:
             take_snapshot(weights, self._folder / OPTIMIZER, folder)
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # pruned by the trainer meanwhile
-            return
-        points = [point for point in self._curve.points if point[0] <= step]
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        self._hand_over(uploader)
         seconds = self._seconds_before + time.monotonic() - self._began
-        uploader.add(Snapshot(step, folder, points, seconds))
-        self._saved_at = step
+        self._held, self._saved_at = Snapshot(step, folder, seconds=seconds), step
+        if self._step >= step:
+            self._hand_over(uploader)
+        return True
+
+    def _hand_over(self, uploader: Uploader) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            points = [point for point in self._curve.points if point[0] <= held.step]
+            uploader.add(replace(held, losses=points))
 
     def _new_samples(self) -> list[Path]:
         """Sample pictures since the last look. They are made right after a save, so by the next

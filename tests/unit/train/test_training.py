@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, Snapshot
 from handlers.train.weights import read_header
 from processor.errors import ErrorKind
+from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
+from tests.support.trainer import weights
 from tests.support.training import DATASET, SETTINGS, Studio
 
 
@@ -108,10 +111,11 @@ def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:
 @pytest.mark.parametrize("broken", ["weights", "optimizer", "record", "other job's"])
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(studio: Studio, broken: str) -> None:
     """Only what is whole is restored; the trainer would die of anything else."""
-    studio.rescript(at={"7": "oops", "6": "oops"}, always=True)
+    studio.rescript(at={"0": "oops"}, always=True)
     studio.drop_dataset(settings={**SETTINGS, "steps": 12, "save_every": 2, "keep": 3})
     studio.work()
     assert studio.manifest().outcome is Outcome.FAILED
+    _keep_checkpoints(studio, 2, 4)
     _forget_outcome(studio)
     newest = max(key for key in studio.bench.keys("comfy_outputs/") if key.endswith("4.json"))
     stem = newest.removesuffix(".json")
@@ -130,6 +134,22 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(studio: Studio, b
     studio.rescript()
     studio.work()
     assert studio.manifest().tasks[0].data["resumed_from"] == (4 if broken == "optimizer" else 2)
+
+
+def _keep_checkpoints(studio: Studio, *steps: int) -> None:
+    """As an execution of this task would have left them."""
+    manifest = studio.manifest()
+    task, attempt = manifest.tasks[0], manifest.attempt
+    prefix = execution_prefix(manifest.job_id, attempt, task.index, "0" * 8)
+    kept = CheckpointStore(
+        studio.main, job_id=manifest.job_id, index=task.index, task_hash=task.hash, prefix=prefix, keep=3
+    )
+    for step in steps:
+        folder = studio.bench.work_dir / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS).write_bytes(weights(step))
+        (folder / OPTIMIZER).write_bytes(bytes(64))
+        kept.upload(Snapshot(step, folder))
 
 
 def _forget_outcome(studio: Studio) -> None:
@@ -235,6 +255,7 @@ def _alive(studio: Studio) -> bool:
 def test_it_stops_right_after_a_checkpoint_when_money_ends(tmp_path: Path) -> None:
     """The cap is a time by the GPU's price; what was paid for is kept in the checkpoint."""
     studio = Studio(tmp_path, usd_per_s=1e6)
+    studio.rescript(at={"saved 3": "pause"})  # it trains no further until it is stopped
     studio.drop_dataset(max_cost_usd=1.0)
     studio.work()
     kind, what = error_of(studio.manifest())

@@ -97,9 +97,9 @@ def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> 
 
 
 def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:
-    """Here and in the bucket no more than `keep` lie about, under this execution's own key."""
-    studio.drop_dataset(settings={**SETTINGS, "steps": 20, "save_every": 2})
-    studio.work()
+    """In the bucket no more than `keep` lie about, under the execution's own key."""
+    _fail_at_once(studio)
+    _keep_checkpoints(studio, *range(2, 20, 2), keep=SETTINGS["keep"])
     records = [key for key in studio.bench.keys("comfy_outputs/") if "/checkpoints/" in key]
     names = Counter(key.rpartition("/")[2].partition(".")[0] for key in records)
     assert len(names) == SETTINGS["keep"]
@@ -111,11 +111,8 @@ def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:
 @pytest.mark.parametrize("broken", ["weights", "optimizer", "record", "other job's"])
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(studio: Studio, broken: str) -> None:
     """Only what is whole is restored; the trainer would die of anything else."""
-    studio.rescript(at={"0": "oops"}, always=True)
-    studio.drop_dataset(settings={**SETTINGS, "steps": 12, "save_every": 2, "keep": 3})
-    studio.work()
-    assert studio.manifest().outcome is Outcome.FAILED
-    _keep_checkpoints(studio, 2, 4)
+    _fail_at_once(studio)
+    _keep_checkpoints(studio, 2, 4, keep=3)
     _forget_outcome(studio)
     newest = max(key for key in studio.bench.keys("comfy_outputs/") if key.endswith("4.json"))
     stem = newest.removesuffix(".json")
@@ -136,13 +133,21 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(studio: Studio, b
     assert studio.manifest().tasks[0].data["resumed_from"] == (4 if broken == "optimizer" else 2)
 
 
-def _keep_checkpoints(studio: Studio, *steps: int) -> None:
+def _fail_at_once(studio: Studio) -> None:
+    """A job that its trainer never began."""
+    studio.rescript(at={"0": "oops"}, always=True)
+    studio.drop_dataset(settings={**SETTINGS, "steps": 12, "save_every": 2, "keep": 3})
+    studio.work()
+    assert studio.manifest().outcome is Outcome.FAILED
+
+
+def _keep_checkpoints(studio: Studio, *steps: int, keep: int) -> None:
     """As an execution of this task would have left them."""
     manifest = studio.manifest()
     task, attempt = manifest.tasks[0], manifest.attempt
     prefix = execution_prefix(manifest.job_id, attempt, task.index, "0" * 8)
     kept = CheckpointStore(
-        studio.main, job_id=manifest.job_id, index=task.index, task_hash=task.hash, prefix=prefix, keep=3
+        studio.main, job_id=manifest.job_id, index=task.index, task_hash=task.hash, prefix=prefix, keep=keep
     )
     for step in steps:
         folder = studio.bench.work_dir / f"step-{step}"

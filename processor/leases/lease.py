@@ -132,10 +132,12 @@ class Leases:
             self.store.delete(f"{election}/{job_id}")
 
     def _over(self, job_id: str, epoch: int, entry: Record) -> bool:
+        # The time of asking: a holder may renew while a slow reply is on its way.
+        now = self._clock.now()
         beat = self.store.read(f"beat/{job_id}/{epoch}/{entry['nonce']}") or entry
         if beat.get("released"):
             return True
-        return self._clock.now() >= datetime.fromisoformat(str(beat["until"])) + self._margin
+        return now >= datetime.fromisoformat(str(beat["until"])) + self._margin
 
 
 def _lease_key(job_id: str, epoch: int) -> str:

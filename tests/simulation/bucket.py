@@ -245,6 +245,8 @@ class Dict:
     written: dict[str, float] = field(default_factory=dict)
     released: set[tuple[str, int]] = field(default_factory=set)
     """Leases that were ever given back: a late renewal may land upon that."""
+    doubtful: set[tuple[str, int]] = field(default_factory=set)
+    """Leases renewed by a process whose monotonic clock stood still: it thinks that it is earlier."""
     wipes: int = 0
     asked: Callable[[Process, str, Record], None] = lambda *_: None
     """Told of every election and claim as it is sent."""
@@ -317,6 +319,9 @@ class SimLeases:
         return standing
 
     def write(self, key: str, value: Record) -> None:
+        if self._process.suspended_s:
+            _, job, epoch, _ = key.split("/")
+            self._dict.doubtful.add((job, int(epoch)))
         self._call("write", key, lambda: self._dict.put(key, value))
 
     def delete(self, key: str) -> None:

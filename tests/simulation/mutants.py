@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from unittest.mock import patch
 
@@ -118,6 +119,12 @@ def _over_without_margin(self: Leases, job_id: str, epoch: int, entry: dict[str,
         return _over(self, job_id, epoch, entry)
     finally:
         self._margin = kept
+
+
+def _over_by_the_time_of_the_reply(self: Leases, job_id: str, epoch: int, entry: dict[str, Any]) -> bool:
+    beat = self.store.read(f"beat/{job_id}/{epoch}/{entry['nonce']}") or entry
+    over = datetime.fromisoformat(str(beat["until"])) + self._margin
+    return bool(beat.get("released")) or self._clock.now() >= over
 
 
 _acquire, _over = Leases.acquire, Leases._over
@@ -300,6 +307,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "a renewal looks for its successor", _swap(Leases, "confirm", _confirm_by_the_clock), ("sleepers",)
     ),
     Mutant("a taker waits for the margin", _swap(Leases, "_over", _over_without_margin)),
+    Mutant(
+        "a lease's end is compared with the time of asking",
+        _swap(Leases, "_over", _over_by_the_time_of_the_reply),
+        ("slow",),
+    ),
     Mutant("time is the store's", _swap(StoreClock, "sync", lambda *_, **__: None)),
     Mutant("the authority is checked", _swap(Authority, "check", lambda *_, **__: None), ("foreigner",)),
     Mutant("the outcome is elected", _swap(dispatch, "commit", _commit_without_election)),

@@ -152,6 +152,15 @@ def sleepers(seed: int, faults: Faults | None = None) -> Schedule:
     return _desk_and_cron(schedule)
 
 
+def slow(seed: int, faults: Faults | None = None) -> Schedule:
+    """Long tasks, and replies that take longer than a lease where somebody asks who has it."""
+    storm = Chance(_rate(seed), STORM, aimed={("read", "beat/"): (Kind.SLOW_REPLY, 0.1)})
+    schedule = Schedule.build(seed, faults or storm, labour=Labour(long=0.7))
+    user = schedule.user
+    user.at(0.5, lambda: user.drop(render(8)))
+    return _desk_and_cron(schedule)
+
+
 def poison(seed: int, faults: Faults | None = None) -> Schedule:
     """A drop that kills whoever plans it. Leases are short, so that many get to try."""
     policy = replace(POLICY, lease_s=60.0, renew_s=15.0, margin_s=5.0)
@@ -242,6 +251,7 @@ SCENARIOS: dict[str, Scenario] = {
         folder,
         unversioned,
         sleepers,
+        slow,
         poison,
         sweeps,
         calm,

@@ -130,7 +130,7 @@ class Schedule:
         fleet, world = self.fleet, self.world
         fleet.closing = False
         process = Process(world, "healer")
-        machine = fleet.machine(process, remote=False)
+        machine = fleet.machine(process, remote=False, leases=self._ruling())
 
         mornings = Mornings(machine)
 
@@ -150,6 +150,11 @@ class Schedule:
         world.run()
         fleet.closing = True
 
+    def _ruling(self) -> Dict:
+        """The lease store that rules the bucket, should a foreigner have founded it."""
+        foreign = self.fleet.foreign
+        return foreign if foreign and foreign.name == self.watch.ruler else self.leases
+
     def _versions_left(self) -> bool:
         (page,) = self.bucket.inner.list(INBOX, versions=self.bucket.versions)
         return any(not item.key.startswith(RECURRING) for item in page.objects)
@@ -165,7 +170,7 @@ class Schedule:
         """Days later the sweep runs."""
         world = self.world
         process = Process(world, "sweeper")
-        machine = self.fleet.machine(process, remote=False)
+        machine = self.fleet.machine(process, remote=False, leases=self._ruling())
 
         def clean() -> None:
             world.pause(3 * _DAY_S)

@@ -174,7 +174,7 @@ class Watch:
         if entry is None or entry["nonce"] != nonce:
             return None
         beat = records.get(f"beat/{job}/{epoch}/{nonce}", entry)
-        if (job, epoch) in self.leases.released:
+        if (job, epoch) in self.leases.released | self.leases.doubtful:
             return None
         return datetime.fromisoformat(str(beat["until"]))
 

@@ -57,6 +57,10 @@ class PlanContext:
     now: datetime
     max_tasks: int
     limits: dict[str, Scalar] = field(default_factory=dict)
+    on_paper: bool = False
+    """Only to tell what would happen: it may run on another machine, whose engine has more."""
+    bucketless: bool = False
+    """The stores stand in for a bucket that is not at hand: what may lie there is not missed."""
 
 
 class Work(Model):

@@ -50,7 +50,7 @@ class RenderHandler:
     def plan(self, job: JobBase, context: PlanContext) -> Plan:
         if not isinstance(job, RenderJob):
             raise TypeError(f"{type(job).__name__} is no render job")
-        return plan_render(job, context, self._settings, self._schema.get(context.stores.main))
+        return plan_render(job, context, self._settings, self._schema)
 
     def run(self, work: Work, context: TaskContext) -> TaskOutput:
         graph = applied(work.shared["workflow"], work.task.payload.get("sets", []))

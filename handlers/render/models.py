@@ -32,14 +32,22 @@ class ModelFinder:
     """Finds the models that graphs name, each once: in the store, then in local folders.
 
     An attached server has its own; there its `/object_info` decides.
+
+    Args:
+        bucketless: what is not found may be in the bucket, which is not at hand.
     """
 
-    def __init__(self, store: Store, settings: RenderSettings, schema: Schema | None) -> None:
+    def __init__(
+        self, store: Store, settings: RenderSettings, schema: Schema | None, *, bucketless: bool = False
+    ) -> None:
         self._store = store
         self._settings = settings
         self._schema = schema
         self._found: dict[tuple[tuple[str, ...], str], ModelFile | None] = {}
         self._problems: list[Problem] = []
+        self._bucketless = bucketless
+        self.not_here: list[str] = []
+        """Keys of models that must be in the bucket."""
 
     @staticmethod
     def targets(graph: Graph) -> list[Target]:
@@ -80,6 +88,10 @@ class ModelFinder:
             here = (self._settings.models_dir / folder / model.name).exists()
             if here or has_locally(self._settings.comfyui_dir, file):
                 return file
+        if self._bucketless:
+            file = ModelFile(folder=model.folders[0], name=model.name)
+            self.not_here.append(model_key(file))
+            return file
         self._problems.append(self._missing(graph, model))
         return None
 

@@ -26,6 +26,7 @@ from handlers.render.models import ModelFinder
 from handlers.render.naming import Binder
 from handlers.render.preflight import check_graph, check_sets, raise_problems
 from handlers.render.prompts import read_prompts
+from handlers.render.schema import SchemaSource
 from handlers.render.settings import RenderSettings
 from handlers.render.weight import WEIGHTY, shape_of, weight_of
 from handlers.render.workflow import Workflow, is_workflow_file, load_ready, parse_workflow, ready_names
@@ -57,7 +58,7 @@ class _Draft:
 
 
 def plan_render(
-    job: RenderJob, context: PlanContext, settings: RenderSettings, schema: Schema | None
+    job: RenderJob, context: PlanContext, settings: RenderSettings, schemas: SchemaSource
 ) -> Plan:
     """Resolve a render job; see `processor.handler.Handler.plan`.
 
@@ -67,6 +68,8 @@ def plan_render(
     """
     workflow = load_workflow(job.workflow, context.stores.main, context.drop_key)
     graph = read_graph(workflow.graph)
+    main = context.stores.main
+    schema = schemas.elsewhere(main, _classes(graph)) if context.on_paper else schemas.get(main)
     policy.check_nodes(graph, allow=settings.allow_nodes, deny=settings.deny_nodes, schema=schema)
     binder = Binder(graph, workflow.parameters, schema)
     defaults = [
@@ -88,7 +91,7 @@ def plan_render(
 
     targets = _file_targets(base, schema, job.inputs)
     resolver = InputResolver(job.inputs, context.stores.main, drop_key=context.drop_key, settings=settings)
-    finder = ModelFinder(context.stores.models, settings, schema)
+    finder = ModelFinder(context.stores.models, settings, schema, bucketless=context.bucketless)
     drafts = _drafts(base, rows, task_sets, targets, resolver=resolver, finder=finder)
     finder.raise_missing()
     resolver.check_all_used(_all_values(base, task_sets, targets) if job.inputs else ())
@@ -107,7 +110,7 @@ def plan_render(
         gpu=job.gpu or workflow.gpu,
         shape=shape_of(base),
         typical_seconds=workflow.typical_seconds,
-        warnings=_warnings(schema),
+        warnings=_warnings(schema, settings, finder.not_here),
     )
 
 
@@ -338,7 +341,14 @@ def _all_values(base: Graph, task_sets: list[list[Set]], targets: list[Target]) 
     return [value for value in values if isinstance(value, str)]
 
 
-def _warnings(schema: Schema | None) -> list[str]:
-    if schema is not None:
-        return []
-    return ["no object_info is known, so nodes and values are checked only when the engine runs"]
+def _classes(graph: Graph) -> set[str]:
+    return {node["class_type"] for node in graph.values()}
+
+
+def _warnings(schema: Schema | None, settings: RenderSettings, not_here: Sequence[str]) -> list[str]:
+    found = [f"{key} is not on this machine: it must be in the bucket" for key in not_here]
+    if schema is None and settings.engine == "builtin":
+        found.append("it needs a ComfyUI, and none is known here: nodes and values are checked where it runs")
+    elif schema is None:
+        found.append("no object_info is known, so nodes and values are checked only when the engine runs")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ class SchemaSource:
                 self._known = self._look(store)
                 self._asked_at = time.monotonic()
             return self._known
+
+    def elsewhere(self, store: Store, classes: Collection[str]) -> Schema | None:
+        """The schema for a graph that may run on another machine.
+
+        This machine's, unless that is the built-in engine's and lacks some of these classes:
+        then what the bucket's machine said of its own, or None.
+
+        Cost: at most 1 request more than `get`.
+        """
+        schema = self.get(store)
+        ours = self._settings.engine == "builtin" and self._settings.object_info is None
+        if not ours or schema is None or all(each in schema for each in classes):
+            return schema
+        return _from_store(store)
 
     def _look(self, store: Store | None) -> Schema | None:
         if self._settings.object_info is not None:

@@ -41,7 +41,8 @@ def command(
     """Say what a drop would do. Needs no GPU and no bucket.
 
     Workflows, prompts and pictures are looked for beside the file; with --bucket, in the
-    bucket. Nodes are checked against what the configured ComfyUI knows.
+    bucket, and models, too. Nodes are checked against what the configured ComfyUI knows,
+    or the one that the bucket's machine has.
 
     \b
     Example:
@@ -128,6 +129,8 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
                 stores=stores,
                 now=datetime.now(UTC),
                 max_tasks=settings.max_tasks,
+                on_paper=True,
+                bucketless=store is None,
             ),
         )
     finally:

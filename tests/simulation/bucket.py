@@ -312,9 +312,13 @@ class SimLeases:
         raise lost or StoreUnavailable("it was there and is gone", where=key)
 
     def read(self, key: str) -> Record | None:
+        if not key.startswith("lease/"):
+            return self._call("read", key, lambda: self._dict.get(key))
+        _, job, epoch = key.split("/")
+        self._process.in_vain.add(job)
         standing = self._call("read", key, lambda: self._dict.get(key))
-        if standing is not None and key.startswith("lease/"):
-            _, job, epoch = key.split("/")
+        self._process.in_vain.discard(job)
+        if standing is not None:
             self._process.noticed.add((self._dict.wipes, job, int(epoch)))
         return standing
 

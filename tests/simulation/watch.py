@@ -98,7 +98,7 @@ class Watch:
     def submitted(self, process: Process, work: Work) -> None:
         """Judge the start of a task."""
         job = work.job_id
-        self._under_its_lease(job, work.attempt)
+        self._under_its_lease(process, job, work.attempt)
         first = self.hashes.setdefault((job, work.task.index), work.task.hash)
         if first != work.task.hash and not self.leases.wipes:
             self.violated("a task is the same for ever", f"task {work.task.index} of {job}")
@@ -178,13 +178,15 @@ class Watch:
             return None
         return datetime.fromisoformat(str(beat["until"]))
 
-    def _under_its_lease(self, job: str, attempt: str) -> None:
+    def _under_its_lease(self, process: Process, job: str, attempt: str) -> None:
         epoch, _, nonce = attempt.partition("-")
         entry = self.leases.records.get(f"lease/{job}/{epoch}")
         if entry is not None and entry["nonce"] != nonce and not self.leases.wipes:
             self.violated("only the owner of a lease starts tasks", f"{job} under {attempt}")
         following = self.leases.records.get(f"lease/{job}/{int(epoch) + 1}")
         beat_at = self.leases.written.get(f"beat/{job}/{epoch}/{nonce}", -1.0)
+        if job in process.in_vain:
+            return  # it could not ask; until its lease ends it goes on
         if following is not None and self.leases.written[f"lease/{job}/{int(epoch) + 1}"] < beat_at:
             self.violated("a renewal notices its successor", f"{job} under {attempt}")
 

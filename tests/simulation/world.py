@@ -54,6 +54,8 @@ class Process:
         """When it last read each drop; some invariants ask."""
         self.noticed: set[tuple[int, str, int]] = set()
         """Epochs of jobs' leases that it has seen standing, and in which life of the lease store."""
+        self.in_vain: set[str] = set()
+        """Jobs of which it asked who has them and got no answer."""
         self.leased: dict[str, tuple[float, dict[str, float]]] = {}
         """When it last took each job's lease, and what it had read by then."""
         self.at_death: list[Callable[[], None]] = []

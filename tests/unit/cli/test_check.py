@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +76,40 @@ def test_a_schema_validates_what_the_models_take(dropbatch: Dropbatch) -> None:
     assert validator.is_valid({"dataset": "cat", "trigger_word": "ohwx"})
     assert not validator.is_valid({"workflow": GRAPH, "matrx": {}})
     assert not validator.is_valid({"workflow": GRAPH, "origin": {"parent": "p", "name": "n"}})
+
+
+SDXL = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sdxl.safetensors"}},
+    "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 1024, "height": 1024, "batch_size": 1}},
+    "3": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["1", 2]}},
+    "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "x"}},
+}
+
+
+@pytest.fixture
+def rendering(dropbatch: Dropbatch, monkeypatch: pytest.MonkeyPatch) -> Dropbatch:
+    """With the real render handler, and no ComfyUI configured."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", json.dumps({"render": "handlers.render.handler:RenderHandler"}))
+    return dropbatch
+
+
+def test_a_graph_for_another_machine_is_told_of(rendering: Dropbatch, job_file: JobFile) -> None:
+    """The built-in engine lacks its nodes and the model lies in a bucket: no reason to refuse it."""
+    [facts] = rendering("check", job_file(workflow=SDXL), "--json", "--cost").json
+    assert facts["valid"]
+    assert facts["models"] == ["checkpoints/sdxl.safetensors"]
+    assert "comfy_models/checkpoints/sdxl.safetensors is not on this machine" in facts["warnings"][0]
+    assert "it needs a ComfyUI" in facts["warnings"][1]
+    assert facts["cost"]
+
+
+def test_a_buckets_machine_says_which_nodes_it_has(
+    rendering: Dropbatch, job_file: JobFile, bucket: Path
+) -> None:
+    """`state/object_info.json` is what a deploy leaves of its ComfyUI."""
+    known: dict[str, Any] = {node["class_type"]: {"input": {}, "output": []} for node in SDXL.values()}
+    del known["VAEDecode"]
+    (bucket / "state").mkdir()
+    (bucket / "state" / "object_info.json").write_text(json.dumps(known))
+    [facts] = rendering("check", job_file(workflow=SDXL), "--json", "--bucket", bucket).json
+    assert "node 3 VAEDecode: the engine has no node" in facts["error"]["what"]

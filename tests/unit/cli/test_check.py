@@ -107,7 +107,7 @@ def test_a_buckets_machine_says_which_nodes_it_has(
     rendering: Dropbatch, job_file: JobFile, bucket: Path
 ) -> None:
     """`state/object_info.json` is what a deploy leaves of its ComfyUI."""
-    known: dict[str, Any] = {node["class_type"]: {"input": {}, "output": []} for node in SDXL.values()}
+    known: dict[str, Any] = {str(node["class_type"]): {"input": {}, "output": []} for node in SDXL.values()}
     del known["VAEDecode"]
     (bucket / "state").mkdir()
     (bucket / "state" / "object_info.json").write_text(json.dumps(known))

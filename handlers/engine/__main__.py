@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         # ComfyUI keeps previews in a folder `temp` below this one, emptied at start
         temp=_emptied(Path(options.temp_directory or base).absolute() / "temp"),
     )
-    settings = Settings(metadata=not options.disable_metadata)
+    settings = Settings(metadata=not options.disable_metadata, pause_s=options.pause_s)
     try:
         asyncio.run(_serve(options.listen, options.port, folders, settings, options.port_file))
     except OSError as error:
@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-directory")
     parser.add_argument("--temp-directory")
     parser.add_argument("--disable-metadata", action="store_true", help="write no prompt into files")
+    parser.add_argument(
+        "--pause-s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="rest after each node: rehearse long renders",
+    )
     return parser
 
 

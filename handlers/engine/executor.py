@@ -169,6 +169,8 @@ class Executor:
                     given[name] = value
             self._checkpoint()
             output = node.run(self._context(run.job), **given)
+            if self._settings.pause_s:
+                self._interrupt.wait(self._settings.pause_s)
             for value in output.values:
                 if isinstance(value, Batch):
                     value.check(self._settings.limits)

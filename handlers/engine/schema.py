@@ -154,3 +154,5 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     metadata: bool = True
     """Write the prompt into saved files."""
+    pause_s: float = 0.0
+    """Added to each node's time: rehearses long renders at no cost to the CPU."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,16 +90,20 @@ class Deployed:
 
     def run_until_empty(self, ignored: tuple[str, ...] = (), timeout_s: float = 150) -> int:
         """Tick as the cron does, until nothing but what is ignored lies in the inbox; how many ticks."""
-        ticks = 0
+        ticks, next_look = 0, 0.0
 
         def empty() -> bool:
-            nonlocal ticks
-            if set(self.keys("inbox/")) <= set(ignored):
-                return True
+            nonlocal ticks, next_look
             if any(container.inputs for container in self.loopback.containers("dispatch", state="running")):
                 return False
-            self.tick()
+            if time.monotonic() < next_look:
+                return False
+            if set(self.keys("inbox/")) <= set(ignored):
+                return True
+            claimed = self.tick()["claimed"]
             ticks += 1
+            # Looking is most of what a test costs: where all is leased, once a second will do.
+            next_look = time.monotonic() + (0.0 if claimed else 1.0)
             return False
 
         self.loopback.wait_until(empty, timeout_s, "an empty inbox")
@@ -120,6 +125,7 @@ def deployed(
     secrets: dict[str, dict[str, str]] | None = None,
     container_env: dict[str, str] | None = None,
     lease_s: int = 120,
+    engine_args: Sequence[str] = (),
     **modal_settings: Any,
 ) -> Iterator[Deployed]:
     """The app, deployed as a user does, on a new bucket of that server.
@@ -135,6 +141,7 @@ def deployed(
         "DROPBATCH_LEASE_S": str(lease_s),
         "DROPBATCH_RENEW_S": str(lease_s // 5),
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
+        "DROPBATCH_COMFYUI_ARGS": ",".join(engine_args),
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
     }
     with Loopback(root / "modal", container_env=container_env) as running:

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import os
+import py_compile
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from importlib.util import cache_from_source
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -97,6 +99,24 @@ class Mounts:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.blobs.path(file.sha256_hex), target)
                 target.chmod(file.mode & 0o777 or 0o644)
+                if target.suffix == ".py":
+                    self._lay_out_compiled(file.sha256_hex, target)
+
+    def _lay_out_compiled(self, digest: str, target: Path) -> None:
+        """Beside a module what compiling it gives: once for all containers, which else would each do it."""
+        compiled = self.blobs.path(digest).with_suffix(".pyc")
+        if not compiled.exists():
+            py_compile.compile(
+                str(self.blobs.path(digest)),
+                cfile=str(compiled),
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+                quiet=2,  # a source that does not compile is its container's to tell of
+            )
+        if compiled.exists():
+            cache = Path(cache_from_source(str(target)))
+            cache.parent.mkdir(exist_ok=True)
+            cache.unlink(missing_ok=True)
+            cache.hardlink_to(compiled)
 
 
 Index = dict[str, tuple[int, int]]

@@ -1,4 +1,7 @@
-"""The promise of the protocol, in what time the suite has; `make simulate` plays many more."""
+"""The promise of the protocol, in what time the suite has.
+
+`make simulate` plays many more schedules, crashes at every call, and disables every guard; CI runs it, too.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,11 @@ import pytest
 
 from tests.simulation import crashpoints
 from tests.simulation.invariants import run
-from tests.simulation.mutants import MUTANTS, Mutant, hunt
 from tests.simulation.report import play, silence
 from tests.simulation.scenarios import SCENARIOS
 
-_SEEDS = 24
+_SEEDS = 8
 """Of each scenario."""
-_BOUND = 600
-"""Schedules within which a disabled guard must be noticed."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,3 @@ def test_a_crash_at_any_call_is_repaired() -> None:
     found = crashpoints.single(0)
     assert found.points == 3 * found.calls > 50
     assert found.violations == []
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.guard)
-def test_a_disabled_guard_is_noticed(mutant: Mutant) -> None:
-    """A simulation that sees nothing without a guard would prove nothing with it."""
-    assert hunt(mutant, limit=_BOUND).caught

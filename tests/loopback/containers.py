@@ -94,7 +94,8 @@ class Container:
             self.host.wire.errors.append(f"{self.task_id} could not start: {error!r}")
             self.returncode = -1
         finally:
-            server.close()
+            with suppress(RuntimeError):  # it never started
+                server.close()
             self.accepting = False
             self.pool.exited(self)
             self.host.changed()

@@ -5,6 +5,7 @@ import hashlib
 import os
 import py_compile
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from importlib.util import cache_from_source
@@ -67,6 +68,7 @@ class Mounts:
     blobs: Blobs
     files: dict[str, list[pb.MountFile]] = field(default_factory=dict)
     names: Names = field(default_factory=lambda: Names("Mount", "mo"))
+    compiling: threading.Lock = field(default_factory=threading.Lock)
 
     async def mount_batched_check_existence(self, request: pb.MountBatchedCheckExistenceRequest) -> Message:
         missing = [digest for digest in request.sha256_hex_hashes if not self.blobs.path(digest).exists()]
@@ -105,13 +107,14 @@ class Mounts:
     def _lay_out_compiled(self, digest: str, target: Path) -> None:
         """Beside a module what compiling it gives: once for all containers, which else would each do it."""
         compiled = self.blobs.path(digest).with_suffix(".pyc")
-        if not compiled.exists():
-            py_compile.compile(
-                str(self.blobs.path(digest)),
-                cfile=str(compiled),
-                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-                quiet=2,  # a source that does not compile is its container's to tell of
-            )
+        with self.compiling:  # a file that is replaced at this very moment can't be linked to
+            if not compiled.exists():
+                py_compile.compile(
+                    str(self.blobs.path(digest)),
+                    cfile=str(compiled),
+                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+                    quiet=2,  # a source that does not compile is its container's to tell of
+                )
         if compiled.exists():
             cache = Path(cache_from_source(str(target)))
             cache.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from datetime import date, datetime
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from processor.records import Outcome
@@ -51,6 +52,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_MAX].strip("-") or "job"
 
 
+@lru_cache(maxsize=4096)  # of one drop it is asked a dozen times
 def job_id(key: str, version: str) -> str:
     """The id of the job that a drop is: a slug of its name and a hash of key and version."""
     digest = hashlib.sha256(f"{key}\0{version}".encode()).hexdigest()[:16]

@@ -67,7 +67,8 @@ class Bucket:
     changes: list[tuple[float, str, list[ObjectInfo]]] = field(default_factory=list)
     """When each key changed, and what a listing of it said before."""
     changed: int = 0
-    _emptiness: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    _emptiness: dict[str, bool] = field(default_factory=dict)
+    """What `is_empty` found, by prefix, until a key under it changes."""
 
     def __post_init__(self) -> None:
         self.inner = MemoryStore(
@@ -77,6 +78,8 @@ class Bucket:
     def before_change(self, key: str) -> None:
         """Remember what a lagging listing will go on showing."""
         self.changed += 1
+        for prefix in [prefix for prefix in self._emptiness if key.startswith(prefix)]:
+            del self._emptiness[prefix]
         if self.lag_s:
             self.changes.append((self.world.now_s, key, self.versions_of(key)))
 
@@ -92,10 +95,10 @@ class Bucket:
     def is_empty(self, prefix: str, *, but_for: str) -> bool:
         """Whether nothing stands under a prefix, but for what begins so; asked after every turn, and
         so looked up only after changes."""
-        writes, empty = self._emptiness.get(prefix, (-1, False))
-        if writes != self.changed:
+        empty = self._emptiness.get(prefix)
+        if empty is None:
             empty = all(key.startswith(but_for) for key in self.keys(prefix))
-            self._emptiness[prefix] = (self.changed, empty)
+            self._emptiness[prefix] = empty
         return empty
 
     def read(self, key: str) -> bytes:
@@ -248,6 +251,7 @@ class Dict:
     doubtful: set[tuple[str, int]] = field(default_factory=set)
     """Leases renewed by a process whose monotonic clock stood still: it thinks that it is earlier."""
     wipes: int = 0
+    changed: int = 0
     asked: Callable[[Process, str, Record], None] = lambda *_: None
     """Told of every election and claim as it is sent."""
     granted: Callable[[Process, str, Record], None] = lambda *_: None
@@ -275,7 +279,9 @@ class Dict:
 
     def put(self, key: str, value: Record) -> None:
         self.records[key] = dict(value)
+        self.changed += not key.startswith("beat/")
         if value.get("released"):
+            self.changed += 1
             _, job, epoch, _ = key.split("/")
             self.released.add((job, int(epoch)))
         self.touched[key] = self.written[key] = self.world.now_s

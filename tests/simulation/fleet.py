@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from processor.clock import StoreClock
 from processor.dispatch import process as process_job
 from processor.dispatch import take_over
 from processor.errors import DropbatchError, StoreError
-from processor.handler import Stores
+from processor.handler import Handler, Stores
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine
@@ -20,12 +21,15 @@ from processor.policy import Policy
 from processor.sweep import sweep
 from processor.tick import tick
 from tests.simulation.bucket import Bucket, Dict, SimLeases, SimStore, WorldClock
-from tests.simulation.launcher import Labour, SimLauncher, Submitted
+from tests.simulation.launcher import Labour, SimLauncher, Submitted, handlers
 from tests.simulation.world import Process, World
 
 POLICY = Policy(stop_poll_s=60.0, cancel_poll_s=60.0)
 """Nobody is asked to stop here; looking for that, and for cancels, less often costs no interleaving."""
 _MAX_SKEW_S = 300.0
+_IDLE_S = (180.0, 400.0)
+
+State = tuple[int, int]
 
 
 @dataclass
@@ -49,7 +53,10 @@ class Fleet:
     closing: bool = False
     """Nobody starts anything new; what runs, ends."""
     ticks: int = 0
-    machines: list[Machine] = field(default_factory=list)
+    handlers: dict[str, Handler] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.handlers = handlers(self.world, self.labour)
 
     def process(self, name: str) -> Process:
         """A new process on a host whose clock is off by up to five minutes."""
@@ -62,7 +69,13 @@ class Fleet:
         store, shared = SimStore(self.bucket, process), SimLeases(leases or self.leases, process)
         clock = StoreClock(WorldClock(world, process))
         launcher = SimLauncher(
-            world, process, self.bucket, self.labour, remote=remote, submitted=self.submitted
+            world,
+            process,
+            self.bucket,
+            self.labour,
+            self.handlers,
+            remote=remote,
+            submitted=self.submitted,
         )
         return Machine(
             stores=Stores.single(store),
@@ -70,11 +83,20 @@ class Fleet:
             authority=Authority(store, shared, clock, self.policy, nonce=world.token),
             clock=clock,
             launcher=launcher,
-            handlers=launcher.handlers,
+            handlers=self.handlers,
             policy=self.policy,
             nonce=world.token,
             host=process.name,
         )
+
+    @property
+    def state(self) -> State:
+        """Differs whenever the bucket or the lease store was changed."""
+        return self.bucket.changed, self.leases.changed
+
+    def rest(self, before: State | None, now: State, periods_s: Sequence[float]) -> None:
+        """Wait for the next tick; long where nothing changed, and it would see what the last one saw."""
+        self.world.pause(self.world.random.choice(_IDLE_S if now == before else periods_s))
 
     # --- a desk: one process that ticks and dispatches, restarted when it dies -------
 
@@ -123,10 +145,13 @@ class Fleet:
         self.world.spawn(Process(self.world, name), name, lambda: self._cron(name), delay_s=delay_s)
 
     def _cron(self, name: str) -> None:
+        before = None
         while not self.closing:
             process = self.process(f"{name}.tick")
+            now = self.state
             self.world.spawn(process, process.name, partial(self._tick, process))
-            self.world.pause(self.world.random.choice((20.0, 60.0, 180.0)))
+            self.rest(before, now, (20.0, 60.0, 180.0))
+            before = now
 
     def _tick(self, process: Process) -> None:
         self.ticks += 1
@@ -169,13 +194,14 @@ class _Desk:
         fleet, world = self._fleet, self._fleet.world
         while not fleet.closing:
             fleet.ticks += 1
+            before = fleet.state
             report = tick(self._machine, capacity=2 - len(self._busy), busy=frozenset(self._busy))
             for claim in report.claims:
                 self._busy.add(claim.lease.job_id)
                 world.spawn(self._process, "desk job", partial(self._work, claim))
             if self._mornings.due:
                 self._mornings.look()
-            world.pause(world.random.choice((2.0, 60.0, 180.0)))
+            fleet.rest(before, fleet.state, (2.0, 60.0, 180.0))
 
     def _work(self, claim: Claim) -> None:
         try:

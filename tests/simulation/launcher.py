@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,11 @@ class SimHandler:
     def close(self) -> None: ...
 
 
+def handlers(world: World, labour: Labour) -> dict[str, Handler]:
+    """One of each kind, for all machines of a fleet: they keep nothing."""
+    return {"render": SimHandler(world, labour), "ingest": IngestHandler(), "train": SimTrainer(world)}
+
+
 Submitted = Callable[[Process, Work], None]
 
 
@@ -96,6 +101,7 @@ class SimLauncher:
 
     Args:
         owner: the dispatcher's process.
+        handlers: the fleet's.
         remote: workers are processes of their own (Modal), which outlive their dispatcher.
     """
 
@@ -105,6 +111,7 @@ class SimLauncher:
         owner: Process,
         bucket: Bucket,
         labour: Labour,
+        handlers: Mapping[str, Handler],
         *,
         remote: bool,
         submitted: Submitted,
@@ -116,11 +123,7 @@ class SimLauncher:
         self.labour = labour
         self.remote = remote
         self.submitted = submitted
-        self.handlers: dict[str, Handler] = {
-            "render": SimHandler(world, labour),
-            "ingest": IngestHandler(),
-            "train": SimTrainer(world),
-        }
+        self.handlers = handlers
 
     def open(self, kind: str) -> Run:
         return _SimRun(self)

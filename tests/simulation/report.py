@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import structlog
 
@@ -17,7 +17,7 @@ from tests.simulation import crashpoints
 from tests.simulation.crashpoints import Enumeration
 from tests.simulation.invariants import run
 from tests.simulation.mutants import MUTANTS, Verdict, hunt
-from tests.simulation.scenarios import SCENARIOS
+from tests.simulation.scenarios import SCENARIOS, TURNS
 
 _CHUNK = 100
 _MUTANT_LIMIT = 2000
@@ -64,15 +64,14 @@ def silence() -> None:
     )
 
 
-def play(names: Iterable[str], seeds: range) -> Figures:
+def play(names: Sequence[str], seeds: range) -> Figures:
     """Play each seed in one of the scenarios, in turn."""
     silence()
     figures, began = Figures(seeds.start), time.process_time()
-    scenarios = list(names)
     gc.disable()  # cycles are collected between chunks: a schedule makes few, a collection visits all
     try:
         for seed in seeds:
-            name = scenarios[seed % len(scenarios)]
+            name = names[seed % len(names)]
             schedule = SCENARIOS[name](seed, None)
             figures.violations += [f"{name} SEED={seed}: {each}" for each in run(schedule)]
             figures.schedules[name] += 1
@@ -96,14 +95,14 @@ def everything(n: int, first_seed: int, *, pairs_every: int, schedules_only: boo
     chunks = [range(at, min(at + _CHUNK, first_seed + n)) for at in range(first_seed, first_seed + n, _CHUNK)]
     with ProcessPoolExecutor(os.cpu_count(), initializer=silence) as pool:
         if schedules_only:
-            for figures in pool.map(play, [list(SCENARIOS)] * len(chunks), chunks):
+            for figures in pool.map(play, itertools.repeat(TURNS), chunks):
                 total.add(figures)
                 yield total
             return
         crashes = [pool.submit(crashpoints.single, at) for at in range(len(crashpoints.SINGLES))]
         crashes += [pool.submit(crashpoints.pairs, part, pairs_every * _PARTS) for part in range(_PARTS)]
         hunts = [pool.submit(_hunt, at) for at in range(len(MUTANTS))]
-        for figures in pool.map(play, [list(SCENARIOS)] * len(chunks), chunks):
+        for figures in pool.map(play, itertools.repeat(TURNS), chunks):
             total.add(figures)
             yield total
         singles, parts = crashes[:-_PARTS], crashes[-_PARTS:]
@@ -126,4 +125,4 @@ def _hunt(at: int) -> Verdict:
 
 def first_lines(violations: list[str], count: int) -> list[str]:
     """A few violations, one line each."""
-    return [violation.splitlines()[0] for violation in islice(violations, count)]
+    return [violation.splitlines()[0] for violation in itertools.islice(violations, count)]

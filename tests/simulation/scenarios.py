@@ -38,6 +38,14 @@ def render(tasks: int = 1, **more: Any) -> dict[str, Any]:
     return {"workflow": "noop", "overrides": {"tasks": tasks}, **more}
 
 
+def lone(seed: int, faults: Faults | None = None) -> Schedule:
+    """One job of one task, and a desk that starts again whenever it dies."""
+    schedule = _schedule(seed, faults)
+    schedule.user.at(0.5, lambda: schedule.user.drop(render(1)))
+    schedule.fleet.start_desk("desk")
+    return schedule
+
+
 def small(seed: int, faults: Faults | None = None) -> Schedule:
     """One job of up to three tasks, worked by a desk and a cron at once."""
     schedule = _schedule(seed, faults)
@@ -241,6 +249,7 @@ def owe(schedule: Schedule, key: str) -> None:
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
+        lone,
         small,
         emits,
         reuploads,
@@ -259,6 +268,15 @@ SCENARIOS: dict[str, Scenario] = {
         nights,
     )
 }
+
+_OFTEN = {14: ["lone"], 8: ["small"], 4: ["emits", "reuploads"]}
+_OFTEN |= {3: ["cancels", "wiped", "foreigner", "folder"], 2: ["lagging", "unversioned", "poison", "folders"]}
+_TURNS = {name: turns for turns, names in _OFTEN.items() for name in names}
+TURNS = tuple(name for name in SCENARIOS for _ in range(_TURNS.get(name, 1)))
+"""Whose turn it is, by seed. Where little is dropped a call is as likely to be the one that matters
+and comes sooner, so that small scenarios get more turns. The number of turns shares no factor with 2
+or 3, by which scenarios vary."""
+assert len(TURNS) == 55
 
 
 def _schedule(seed: int, faults: Faults | None, **bucket: Any) -> Schedule:

@@ -75,6 +75,7 @@ class Watch:
     night_opens: datetime | None = None
     """When drops under `inbox/nightly/` may first begin."""
     folders: Folders = field(init=False)
+    _parsed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folders = Folders(self.bucket, self.violated)
@@ -259,7 +260,11 @@ class Watch:
     def manifest(self, job: str) -> dict[str, Any] | None:
         """The manifest that stands, parsed."""
         data = self.manifests.get(job)
-        return json.loads(data) if data is not None else None
+        if data is None:
+            return None
+        if job not in self._parsed:
+            self._parsed[job] = json.loads(data)
+        return self._parsed[job]
 
 
 def named_by(manifest: dict[str, Any] | None) -> set[str]:

@@ -181,7 +181,11 @@ class World:
             return
         if not actor.process.alive:
             raise Killed
-        self._wake_at(actor, self.now_s + max(seconds, _GRAIN_S))
+        at = self.now_s + max(seconds, _GRAIN_S)
+        if self._queue and at < self._queue[0][0]:
+            self.now_s = at  # nobody is due before: as if it had given way
+            return
+        self._wake_at(actor, at)
         self._hub.switch()
 
     def wake(self, actor: Actor) -> None:

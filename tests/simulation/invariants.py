@@ -11,6 +11,7 @@ from processor.layout import BESIDE, CANCEL, INBOX, NIGHTS, OUTPUTS, RECURRING, 
 from processor.nightly import night_of
 from processor.records import Manifest
 from tests.simulation.folders import FOLDERS_AT_REST, emitted_by
+from tests.simulation.pages import blank_pages
 from tests.simulation.schedule import Schedule
 from tests.simulation.threads import threads_as_actors
 from tests.simulation.watch import named_by
@@ -232,7 +233,7 @@ def run(schedule: Schedule, *, sweeping: bool = True) -> list[str]:
     Args:
         sweeping: days later the sweep runs, too, and is judged; with every third seed.
     """
-    with threads_as_actors(schedule.world):
+    with threads_as_actors(schedule.world), blank_pages():
         try:
             schedule.chaos()
             schedule.peace()

@@ -23,7 +23,8 @@ from tests.simulation.bucket import Bucket, SimStore, WorldClock
 from tests.simulation.trainer import SimTrainer
 from tests.simulation.world import Actor, Process, World
 
-_FILES = Path(tempfile.mkdtemp(prefix="dropbatch-simulation-"))
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+_FILES = Path(tempfile.mkdtemp(prefix="dropbatch-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None))
 atexit.register(shutil.rmtree, _FILES, ignore_errors=True)
 _PICTURE = _FILES / "picture.txt"
 _PICTURE.write_text("a picture")

@@ -240,8 +240,8 @@ def in_the_night(schedule: Schedule) -> None:
 
 
 def owe(schedule: Schedule, key: str) -> None:
-    """Upload a template that is due at ten past twelve, once a year."""
-    schedule.user.put(key, {**render(1, on_success=THEN), "schedule": "10 12 1 1 *"})
+    """Upload a template that is due at ten past twelve, once a month."""
+    schedule.user.put(key, {**render(1, on_success=THEN), "schedule": "10 12 1 * *"})
     name = emission_name(key, EPOCH + timedelta(minutes=10))
     schedule.due = {emitted_job_id(key, name)}
 

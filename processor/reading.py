@@ -60,13 +60,7 @@ def parse_json(data: bytes, *, key: str) -> Any:
     except UnicodeDecodeError as error:
         raise JobInvalid(f"not UTF-8 text (byte {error.start})", where=key) from None
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        value = _STRICT.decode(text)
     except json.JSONDecodeError as error:
         said = error.msg.removesuffix(" at")
         raise JobInvalid(
@@ -170,6 +164,11 @@ def _bounded(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise _Refused(f"a number of {len(digits):,} digits")
     return int(digits)
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
 
 
 def _is_encodable(value: Any) -> bool:

@@ -144,10 +144,10 @@ class MemoryStore:
         """Nothing to close; the objects stay."""
 
     def _find(self, key: str, version: str | None) -> _Version:
-        check_key(key)
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
+                check_key(key)
                 raise NotFound("there is no such object", where=key)
             found = kept[-1]
             if version is not None and found.info.version != version:

@@ -155,12 +155,17 @@ class _Loop:
         """Fill up with jobs: of those that the last look found, or of those that a new one does."""
         busy = self._busy_ids()
         report = self._last
-        claims = self._claim_more(report, busy) if report and self._is_fresh(report) else []
-        if report is None or not (claims or busy) or not self._is_fresh(report):
-            self._wake.take_news()
-            self._looked_at = self._machine.clock.monotonic()
-            report = self._last = self._tick(busy)
-            claims = report.claims
+        if report is not None and self._is_fresh(report):
+            # Whatever happens meanwhile, what was claimed here is started: its leases are ours by now.
+            claims = self._claim_more(report, busy)
+            if claims or busy:
+                return self._start_all(pool, report, claims)
+        self._wake.take_news()
+        self._looked_at = self._machine.clock.monotonic()
+        report = self._last = self._tick(busy)
+        return self._start_all(pool, report, report.claims)
+
+    def _start_all(self, pool: ThreadPoolExecutor, report: TickReport, claims: list[Claim]) -> TickReport:
         for claim in claims:
             self._start(pool, claim)
         return report

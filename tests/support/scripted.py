@@ -84,7 +84,7 @@ class ScriptedEngine:
         return app
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
-        connection = web.WebSocketResponse()
+        connection = web.WebSocketResponse(timeout=0.1)  # a client that is gone answers no close
         await connection.prepare(request)
         self.sockets += 1
         self._connections[request.query.get("clientId", "")] = connection

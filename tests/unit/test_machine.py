@@ -13,16 +13,17 @@ from processor.dispatch import process
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Remedy, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
+from processor.leases.protocol import Record
 from processor.models import RenderJob
 from processor.records import Manifest
-from processor.run import run
+from processor.run import Wake, run
 from processor.store.memory import MemoryStore
 from processor.sweep import sweep
 from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingLeases, CountingStore
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
-from processor.tick import tick
+from processor.tick import TickReport, tick
 
 JOB = {"workflow": "noop"}
 
@@ -299,6 +300,33 @@ def test_a_retry_copies_the_good_results_and_runs_the_failed(tmp_path: Path) -> 
     for task in second["tasks"]:
         assert all(file["key"].startswith(f"comfy_outputs/{second['job_id']}/") for file in task["files"])
         assert all(file["key"] in bench.all_keys for file in task["files"])
+
+
+def test_what_is_claimed_while_something_is_dropped_is_run(tmp_path: Path) -> None:
+    """News that came in the middle of claiming made the loop look again, and forget its claims:
+    their drops waited until the leases ran out."""
+    wake = Wake()
+
+    class Interrupted(MemoryLeases):
+        def create(self, key: str, value: Record) -> Record:
+            wake.set()
+            return super().create(key, value)
+
+    def begin(work: Work, context: TaskContext) -> TaskOutput:
+        wake.take_news()  # so that the next are claimed from the last look
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(begin, concurrency=1), leases=Interrupted())
+    for number in range(6):
+        bench.drop(render(), f"inbox/jobs/{number}.json")
+    machine = bench.machine()
+
+    def not_for_ever(report: TickReport) -> None:
+        if report.leased:
+            machine.stop.set(ErrorKind.CANCELLED)
+
+    run(machine, concurrency=1, once=True, wake=wake, on_tick=not_for_ever)
+    assert len(bench.manifests()) == 6
 
 
 def test_priority_goes_before_age(tmp_path: Path) -> None:

@@ -92,12 +92,16 @@ def elect_none(machine: Machine, lease: Lease) -> Record:
     return _elect(machine, lease, {"nonce": f"{lease.epoch}-{lease.nonce}", "key": "", "sha256": ""})
 
 
-def elected(machine: Machine, job_id: str) -> Record | None:
+def elected(machine: Machine, lease: Lease) -> Record | None:
     """The vote that won a job's election, if there was one; its `key` is "" where none shall stand.
 
+    Raises:
+        LeaseLost: the answer came too late to act upon.
     Cost: 1 request of the lease store.
     """
-    return machine.leases.store.read(_election(job_id))
+    winner = machine.leases.store.read(_election(lease.job_id))
+    _in_time(machine, lease, "while the election was looked up")
+    return winner
 
 
 def enact(machine: Machine, job_id: str, winner: Record) -> Manifest:
@@ -115,10 +119,23 @@ def enact(machine: Machine, job_id: str, winner: Record) -> Manifest:
 
 
 def _elect(machine: Machine, lease: Lease, vote: Record) -> Record:
-    machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
+    # Asked before the lease was taken, the answer would be of no use: a lease store that was wiped
+    # in between grants any lease, also that of a job whose manifest is on its way.
+    machine.authority.check(max_age_s=machine.policy.authority_max_age_s, since=lease.held_since)
+    _in_time(machine, lease, "before the commit")
+    winner = machine.leases.store.create(_election(lease.job_id), vote)
+    _in_time(machine, lease, "while the outcome was elected")
+    return winner
+
+
+def _in_time(machine: Machine, lease: Lease, when: str) -> None:
+    """Leave the rest to others once the lease is over.
+
+    Who takes the job over finds the election and enacts it. A late answer may be of an election
+    that a wiped lease store, or the sweep, has forgotten since: it must not be acted upon.
+    """
     if not machine.leases.holds(lease):
-        raise LeaseLost("the lease ran out before the commit", where=lease.job_id)
-    return machine.leases.store.create(_election(lease.job_id), vote)
+        raise LeaseLost(f"the lease ran out {when}", where=lease.job_id)
 
 
 def _election(job_id: str) -> str:
@@ -129,9 +146,8 @@ def _may_be_forgotten(machine: Machine, lease: Lease, candidate: Manifest) -> bo
     """Whether an election older than ours may have put a manifest there since we last looked.
 
     A first attempt looked right after it acquired the lease, and nobody else can have won
-    since, unless it slept so long that the sweep has come by, or the lease store has lost
-    an election along with the rest.
+    since, unless the lease store has lost an election along with the rest.
     """
-    if lease.epoch > 1 or candidate.drop.modified is None or not machine.leases.holds(lease):
+    if lease.epoch > 1 or candidate.drop.modified is None:
         return True
     return machine.authority.older_than_founding(candidate.drop.modified)

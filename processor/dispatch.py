@@ -54,8 +54,8 @@ def take_over(machine: Machine, handed: Claim) -> Claim | None:
     job_id = handed.lease.job_id
     try:
         machine.set_clock()
-        machine.authority.check()
         lease = machine.leases.acquire(job_id, nonce=machine.nonce(), heir_of=handed.lease)
+        machine.authority.check()
     except (StoreError, ForeignAuthority) as error:
         log.warning("claim.not_taken_over", job_id=job_id, why=str(error))
         return None
@@ -130,7 +130,7 @@ def _elected(machine: Machine, claim: Claim) -> Manifest | None:
     """
     if claim.lease.epoch == 1:
         return None
-    winner = elected(machine, claim.lease.job_id)
+    winner = elected(machine, claim.lease)
     if winner is None:
         return None
     if not winner["key"]:

@@ -23,6 +23,8 @@ from processor.store import Store, read_bytes
 
 _KEY = "authority"
 _MAX_BYTES = 64 * 1024
+_STALE_S = 10.0
+"""Half of the usual `founding_grace_s`: the other half is for the write to arrive."""
 
 
 class Founding(Model):
@@ -56,11 +58,12 @@ class Authority:
         self._checked_at: float | None = None
         self._founding: Founding | None = None
 
-    def check(self, *, max_age_s: float = 0.0) -> Founding:
+    def check(self, *, max_age_s: float = 0.0, since: float = 0.0) -> Founding:
         """Make sure that this runner's lease store is the bucket's.
 
         Args:
-            max_age_s: an earlier success this fresh is good enough, and costs nothing.
+            max_age_s: an earlier success this fresh is good enough, and costs nothing;
+            since: unless it was asked for before that, on the monotonic clock.
         Raises:
             ForeignAuthority: another lease store rules here.
             StoreUnavailable: unknown, or the lease store was wiped and its longest lease
@@ -68,7 +71,8 @@ class Authority:
         Cost: 2 requests; founding up to 4 more.
         """
         now = self._clock.monotonic()
-        fresh = self._checked_at is not None and now - self._checked_at <= max_age_s
+        at = self._checked_at
+        fresh = at is not None and now - at <= max_age_s and at >= since
         if self._founding is None or not fresh:
             self._founding = None
             self._founding = self._compare()
@@ -81,23 +85,37 @@ class Authority:
         return founding is not None and bool(founding.previous) and modified <= founding.founded_at
 
     def _compare(self) -> Founding:
+        asked_at = self._clock.monotonic()
         standing = self._read()
         held = self._leases.read(_KEY)
         if standing is None:
             if held is None:
+                self._still_true(asked_at)
                 held = self._leases.create(_KEY, {"nonce": self._nonce(), "previous": ""})
-            return self._found(held)
+            return self._found(held, asked_at)
         if held is None:
             if standing.backend != self._leases.backend:
                 raise _foreign(standing, self._leases.backend)
-            held = self._replace_forgotten(standing)
+            held = self._replace_forgotten(standing, asked_at)
         if held["nonce"] == standing.id:
             return standing
         if held["previous"] == standing.id:
-            return self._found(held)
+            return self._found(held, asked_at)
         raise _foreign(standing, self._leases.backend)
 
-    def _replace_forgotten(self, standing: Founding) -> Record:
+    def _still_true(self, asked_at: float) -> None:
+        """Found nothing upon what was read too long ago: another may rule by now.
+
+        Raises:
+            StoreUnavailable: nothing was done; the next tick asks again.
+        """
+        taken_s = self._clock.monotonic() - asked_at
+        if taken_s > _STALE_S:
+            raise StoreUnavailable(
+                f"the answers took {taken_s:.0f} s, too long to found an authority upon", where=AUTHORITY
+            )
+
+    def _replace_forgotten(self, standing: Founding, asked_at: float) -> Record:
         """Found a new authority once no lease of the wiped store can still be held."""
         seen = self._leases.create(
             f"refound/{standing.id}", {"nonce": self._nonce(), "at": self._clock.now().isoformat()}
@@ -111,9 +129,11 @@ class Authority:
                 where=AUTHORITY,
                 mend="Nothing to do: work starts again then",
             )
+        self._still_true(asked_at)
         return self._leases.create(_KEY, {"nonce": self._nonce(), "previous": standing.id})
 
-    def _found(self, held: Record) -> Founding:
+    def _found(self, held: Record, asked_at: float) -> Founding:
+        self._still_true(asked_at)
         founding = Founding(
             id=str(held["nonce"]),
             backend=self._leases.backend,

@@ -8,7 +8,7 @@ what makes the outcome one is the election in `processor.commit`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from processor.clock import Clock
@@ -24,6 +24,8 @@ class Lease:
     epoch: int
     nonce: str
     until: datetime
+    held_since: float = field(default=0.0, compare=False)
+    """When it was known to be held, on this process's monotonic clock."""
 
 
 class Leases:
@@ -63,7 +65,7 @@ class Leases:
         entry: Record = {"nonce": nonce, "until": until.isoformat()}
         standing = self.store.create(_lease_key(job_id, epoch), entry)
         if standing["nonce"] == nonce:
-            return Lease(job_id, epoch, nonce, until)
+            return Lease(job_id, epoch, nonce, until, self._clock.monotonic())
         while (following := self.store.read(_lease_key(job_id, epoch + 1))) is not None:
             epoch, standing = epoch + 1, following
         inherited = heir_of is not None and standing["nonce"] == heir_of.nonce
@@ -71,7 +73,9 @@ class Leases:
             return None
         epoch += 1
         standing = self.store.create(_lease_key(job_id, epoch), entry)
-        return Lease(job_id, epoch, nonce, until) if standing["nonce"] == nonce else None
+        if standing["nonce"] != nonce:
+            return None
+        return Lease(job_id, epoch, nonce, until, self._clock.monotonic())
 
     def renew(self, lease: Lease) -> Lease:
         """Extend a held lease by a full term from now.

@@ -322,10 +322,11 @@ class SimLeases:
             return self._call("read", key, lambda: self._dict.get(key))
         _, job, epoch = key.split("/")
         self._process.in_vain.add(job)
-        standing = self._call("read", key, lambda: self._dict.get(key))
+        # In which life it was read; the reply may come in the next.
+        wipes, standing = self._call("read", key, lambda: (self._dict.wipes, self._dict.get(key)))
         self._process.in_vain.discard(job)
         if standing is not None:
-            self._process.noticed.add((self._dict.wipes, job, int(epoch)))
+            self._process.noticed.add((wipes, job, int(epoch)))
         return standing
 
     def write(self, key: str, value: Record) -> None:

@@ -40,7 +40,7 @@ from processor.datasets import Frozen
 from processor.errors import LeaseLost
 from processor.inbox import Drop, Inbox, scan
 from processor.layout import DATASETS_INBOX, dataset_record_key, manifest_key
-from processor.leases.authority import Authority
+from processor.leases.authority import Authority, Founding
 from processor.leases.lease import Lease, Leases
 from processor.machine import Machine
 from processor.records import Manifest, TaskResult, dump
@@ -140,6 +140,27 @@ def _commit_without_election(machine: Machine, lease: Lease, candidate: Manifest
 def _elect_without_lease(machine: Machine, lease: Lease, vote: dict[str, Any]) -> dict[str, Any]:
     machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
     return machine.leases.store.create(f"commit/{lease.job_id}", vote)
+
+
+def _in_time_before_only(machine: Machine, lease: Lease, when: str) -> None:
+    if when == "before the commit":
+        _in_time(machine, lease, when)
+
+
+def _checked_at_any_time(self: Authority, *, max_age_s: float = 0.0, since: float = 0.0) -> Founding:
+    return _check(self, max_age_s=max_age_s)
+
+
+@contextmanager
+def _vouch_for_nothing() -> Iterator[None]:
+    with (
+        patch.object(tick, "_vouch", lambda *_: None),
+        patch.object(Authority, "check", _checked_at_any_time),
+    ):
+        yield
+
+
+_in_time, _check = commit._in_time, Authority.check
 
 
 def _remove_whatever_stands(machine: Machine, drop: Drop) -> None:
@@ -313,9 +334,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("slow",),
     ),
     Mutant("time is the store's", _swap(StoreClock, "sync", lambda *_, **__: None)),
+    Mutant(
+        "an authority is founded upon fresh answers",
+        _swap(Authority, "_still_true", lambda *_: None),
+        ("foreigner",),
+    ),
     Mutant("the authority is checked", _swap(Authority, "check", lambda *_, **__: None), ("foreigner",)),
     Mutant("the outcome is elected", _swap(dispatch, "commit", _commit_without_election)),
     Mutant("the lease is asked before the election", _swap(commit, "_elect", _elect_without_lease)),
+    Mutant("a late answer elects nothing", _swap(commit, "_in_time", _in_time_before_only), ("wiped",)),
+    Mutant("a lease is vouched for", _vouch_for_nothing, ("wiped",)),
     Mutant(
         "a standing manifest wins over an election",
         _swap(commit, "_may_be_forgotten", lambda *_: False),

@@ -12,7 +12,7 @@ from datetime import time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from processor.layout import emitted_job_id
+from processor.layout import dataset_latest_key, emitted_job_id
 from processor.recurring import emission_name
 from processor.schedule import Night
 from tests.simulation.faults import FOUNDING, Chance, Faults, Kind
@@ -101,7 +101,7 @@ def wiped(seed: int, faults: Faults | None = None) -> Schedule:
     storm = Chance(
         _rate(seed),
         STORM,
-        aimed={("create", "commit/"): (Kind.SLOW_REPLY, 0.2)},
+        aimed={("create", "commit/"): (Kind.SLOW_REPLY, 0.4)},
         timely=(*FOUNDING, "comfy_outputs/"),
     )
     schedule = _schedule(seed, faults or storm)
@@ -111,12 +111,14 @@ def wiped(seed: int, faults: Faults | None = None) -> Schedule:
     for _ in range(world.random.choice((1, 1, 2))):
         world.spawn(fate, "wipe", schedule.wipe, delay_s=world.random.uniform(0, 150))
     schedule.after_an_election(schedule.wipe, chance=0.3)
+    schedule.as_a_lease_is_asked_for(schedule.wipe, chance=0.9)
     return _desk_and_cron(schedule)
 
 
 def foreigner(seed: int, faults: Faults | None = None) -> Schedule:
     """A second desk on the same bucket, wrongly configured with a lease store of its own."""
-    schedule = _schedule(seed, faults)
+    storm = Chance(_rate(seed), STORM, aimed={("create", "authority"): (Kind.SLOW_REPLY, 0.3)})
+    schedule = _schedule(seed, faults or storm)
     user = schedule.user
     schedule.fleet.foreign = schedule.other_leases()
     user.at(30, lambda: user.drop(render(2, on_success=THEN)))
@@ -200,8 +202,12 @@ def calm(seed: int, faults: Faults | None = None) -> Schedule:
 
 
 def folders(seed: int, faults: Faults | None = None) -> Schedule:
-    """A dataset folder becomes a LoRA and a test render; more and changed pictures come later."""
-    schedule = _schedule(seed, faults)
+    """A dataset folder becomes a LoRA and a test render; more and changed pictures come later.
+
+    Pointers on their way arrive within a lease's time, or never: see docs/reliability.md.
+    """
+    pointers = (dataset_latest_key("zoe"), "comfy_models/loras/zoe.latest.json")
+    schedule = _schedule(seed, faults or Chance(_rate(seed), STORM, timely=(*FOUNDING, *pointers)))
     chance, user = schedule.world.random, schedule.user
     says: Says = chance.choice(("ready", "ready", "listed", "quiet"))
     later = {"1.png": PICTURES[4], "5.png": PICTURES[5]}

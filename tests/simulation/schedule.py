@@ -30,6 +30,8 @@ CHAOS_S = 3600.0
 PEACE_TICKS = 60
 """Within so many ticks of a healthy runner the inbox must be empty."""
 _DAY_S = 86_400.0
+_FOUNDED_S = 30.0
+"""So long after an authority was written nobody founds another upon an older answer."""
 
 STORM = {
     Kind.UNAVAILABLE: 3.0,
@@ -85,7 +87,9 @@ class Schedule:
         return cls(world, store, leases, fleet, watch)
 
     def wipe(self) -> None:
-        """The lease store is deleted and stands empty."""
+        """The lease store is deleted and stands empty; not while somebody may still be founding
+        the bucket's authority: see docs/reliability.md."""
+        self.user.wait_until(lambda: self.world.now_s > self.watch.founded_at + _FOUNDED_S)
         self.world.count("lease store wiped")
         self.leases.wipe()
 
@@ -100,6 +104,21 @@ class Schedule:
                 world.spawn(fate, "fate", action, delay_s=world.random.uniform(0, 5))
 
         self.leases.granted = granted
+
+    def as_a_lease_is_asked_for(self, action: Callable[[], None], *, chance: float) -> None:
+        """Now and then do something just before a lease is granted, with an elected manifest on its way."""
+        judge, world = self.leases.asked, self.world
+
+        def asked(process: Process, key: str, value: Record) -> None:
+            judge(process, key, value)
+            on_its_way = any(
+                record.startswith("commit/") and record[len("commit/") :] not in self.watch.stood_at
+                for record in self.leases.records
+            )
+            if key.startswith("lease/") and world.chaotic and on_its_way and world.random.random() < chance:
+                world.spawn(Process(world, "user fate"), "fate", action)
+
+        self.leases.asked = asked
 
     def other_leases(self) -> Dict:
         return Dict(self.world, name="directory:/elsewhere")

@@ -6,6 +6,7 @@ Some of them are judged at the very effect, since a later one may cover the trac
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -58,6 +59,8 @@ class Watch:
     leases: Dict
     ruler: str = ""
     """The backend in `state/authority.json`."""
+    founded_at: float = math.inf
+    """When that was written."""
     uploads: list[Upload] = field(default_factory=list)
     manifests: dict[str, bytes] = field(default_factory=dict)
     """The first bytes that stood as each job's manifest."""
@@ -90,7 +93,7 @@ class Watch:
         if operation == "delete":
             self._deleted(key)
         elif key == AUTHORITY:
-            self.ruler = json.loads(data)["backend"]
+            self.ruler, self.founded_at = json.loads(data)["backend"], self.world.now_s
         elif key.startswith(OUTPUTS) and not key.startswith(NIGHTS):
             self._output(actor, key, data)
         elif key.startswith(EMITTED) and operation == "put":

@@ -54,8 +54,8 @@ def take_over(machine: Machine, handed: Claim) -> Claim | None:
     job_id = handed.lease.job_id
     try:
         machine.set_clock()
-        lease = machine.leases.acquire(job_id, nonce=machine.nonce(), heir_of=handed.lease)
         machine.authority.check()
+        lease = machine.leases.acquire(job_id, nonce=machine.nonce(), heir_of=handed.lease)
     except (StoreError, ForeignAuthority) as error:
         log.warning("claim.not_taken_over", job_id=job_id, why=str(error))
         return None

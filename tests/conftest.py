@@ -20,11 +20,6 @@ settings.register_profile("ci", _patient, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two a core: the long tests wait for processes, and for leases to run out."""
-    return 2 * (os.cpu_count() or 1)
-
-
 def pytest_report_header() -> list[str]:
     """Say up front which tests of the real thing will skip, and how to run them."""
     comfyui = os.environ.get("COMFYUI_URL") or os.environ.get("COMFYUI_DIR")

@@ -20,7 +20,7 @@ from tests.simulation.mutants import MUTANTS, Verdict, hunt
 from tests.simulation.scenarios import SCENARIOS, TURNS
 
 _CHUNK = 100
-_MUTANT_LIMIT = 2000
+_MUTANT_LIMIT = 6000
 _PARTS = 8
 """Into which the pairs are split, for several cores."""
 

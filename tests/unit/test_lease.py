@@ -208,3 +208,34 @@ def test_another_lease_store_is_refused_with_its_name(clock: ManualClock) -> Non
     authority(MemoryStore(clock=clock), theirs, clock, "b").check()
     with pytest.raises(ForeignAuthority, match="it claims nothing"):
         authority(store, theirs, clock, "c").check()
+
+
+def test_nothing_is_founded_upon_stale_answers(clock: ManualClock) -> None:
+    """While the lease store's answer was on its way another may have founded: ask again."""
+
+    class Slow(MemoryLeases):
+        def create(self, key: str, value: Record) -> Record:
+            clock.advance(60)
+            return super().create(key, value)
+
+    store = MemoryStore(clock=clock)
+    slow = authority(store, Slow(), clock, "slow")
+    with pytest.raises(StoreUnavailable, match="too long"):
+        slow.check()
+    rulers = MemoryLeases()
+    ruler = authority(store, rulers, clock, "ruler").check()
+    with pytest.raises(ForeignAuthority):
+        slow.check()
+    assert authority(store, rulers, clock, "again").check() == ruler
+
+
+def test_an_answer_from_before_a_lease_does_not_vouch_for_it(clock: ManualClock) -> None:
+    """Young enough, but asked before: the lease store may have been wiped in between."""
+    store, leases = MemoryStore(clock=clock), MemoryLeases()
+    ours = authority(store, leases, clock, "a")
+    founding = ours.check()
+    clock.advance(1)
+    leases.delete("authority")
+    assert ours.check(max_age_s=10.0) == founding
+    with pytest.raises(StoreUnavailable, match="lost its contents"):
+        ours.check(max_age_s=10.0, since=clock.monotonic())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _MARK = ".dropbatch-demo"
 """A folder that holds this file was made by the demo, and may be made anew by it."""
+_WHOLE_S = 60.0
+"""Nobody takes a file that old for one that is being written."""
 
 
 def command(
@@ -61,8 +65,11 @@ def _prepared(folder: Path) -> Path:
         shutil.rmtree(folder)
     store = DirectoryStore(folder, create=True)
     store.put(_MARK, b"Made by `dropbatch demo`, which removes and makes this folder anew.\n")
+    written_at = time.time() - _WHOLE_S
     for example in examples():
         store.put(example.key, example.read())
+        # A broken job file that is young may still be being written, and would be waited for.
+        os.utime(folder / example.key, (written_at, written_at))
     return folder
 
 

@@ -75,7 +75,7 @@ class Authority:
         fresh = at is not None and now - at <= max_age_s and at >= since
         if self._founding is None or not fresh:
             self._founding = None
-            self._founding = self._compare()
+            self._founding = self._compare(now)
             self._checked_at = now
         return self._founding
 
@@ -84,8 +84,7 @@ class Authority:
         founding = self._founding
         return founding is not None and bool(founding.previous) and modified <= founding.founded_at
 
-    def _compare(self) -> Founding:
-        asked_at = self._clock.monotonic()
+    def _compare(self, asked_at: float) -> Founding:
         standing = self._read()
         held = self._leases.read(_KEY)
         if standing is None:

@@ -111,14 +111,17 @@ class Schedule:
 
         def asked(process: Process, key: str, value: Record) -> None:
             judge(process, key, value)
-            on_its_way = any(
-                record.startswith("commit/") and record[len("commit/") :] not in self.watch.stood_at
-                for record in self.leases.records
-            )
-            if key.startswith("lease/") and world.chaotic and on_its_way and world.random.random() < chance:
+            if not key.startswith("lease/") or not world.chaotic or not self._a_manifest_is_on_its_way:
+                return
+            if world.random.random() < chance:
                 world.spawn(Process(world, "user fate"), "fate", action)
 
         self.leases.asked = asked
+
+    @property
+    def _a_manifest_is_on_its_way(self) -> bool:
+        elected = (key.removeprefix("commit/") for key in self.leases.records if key.startswith("commit/"))
+        return any(job not in self.watch.stood_at for job in elected)
 
     def other_leases(self) -> Dict:
         return Dict(self.world, name="directory:/elsewhere")

@@ -79,8 +79,8 @@ def tick(
         night_open: whether held drops are due; None asks the policy's nightly window.
     Returns:
         The report; what one drop does wrong never keeps others from being claimed.
-    Cost: 1 request per 1,000 objects in the inbox; 2 for the authority, and 2 more where
-        anything is claimed; 1 and 1 of the lease store per job claimed.
+    Cost: 1 request per 1,000 objects in the inbox; 1 and 1 of the lease store for the authority,
+        and 1 more of the latter where anything is claimed; 1 and 1 of it per job claimed.
     """
     report = TickReport()
     try:
@@ -102,7 +102,7 @@ def tick(
         report.young += len(machine.recurring.emit_due(machine, inbox, zone=machine.policy.zone))
     if not inbox.paused and capacity > 0 and not machine.stop.is_set() and not _out_of_money(machine, report):
         _claim(machine, inbox, report, capacity, busy)
-        _vouch(machine, report)
+        _vouch(machine, report.claims)
         report.folders = look_at_folders(machine, inbox)
         # Frozen just now, or as soon as the next listing agrees: worth another look at once.
         report.young += sum(look in ("soon", "frozen") for look in report.folders.values())
@@ -120,8 +120,8 @@ def claim_more(
 
     Returns:
         The new claims. A problem is noted in the report, as `tick` does.
-    Cost: 1 request and 1 of the lease store per job claimed; 2 for the authority where
-        its last check is older than a commit would take.
+    Cost: 1 request and 1 of the lease store per job claimed; for the authority 1 of each where
+        its last check is older than a commit would take, and 1 of the latter if anything is claimed.
     """
     before = len(report.claims)
     if report.inbox is None or report.problem or machine.stop.is_set():
@@ -135,7 +135,9 @@ def claim_more(
         report.problem = str(error)
         return []
     _claim(machine, report.inbox, report, capacity, busy)
-    return report.claims[before:]
+    claims = report.claims[before:]
+    _vouch(machine, claims)
+    return claims
 
 
 def _out_of_money(machine: Machine, report: TickReport) -> bool:
@@ -173,11 +175,14 @@ def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, bu
         )
 
 
-def _vouch(machine: Machine, report: TickReport) -> None:
+def _vouch(machine: Machine, claims: list[Claim]) -> None:
     """Ask who rules now that leases are held, once for all of them: their commits need to know."""
-    if report.claims:
+    if claims:
         with suppress(StoreError, ForeignAuthority):  # then they ask themselves
-            machine.authority.check(since=max(claim.lease.held_since for claim in report.claims))
+            machine.authority.check(
+                max_age_s=machine.policy.authority_max_age_s,
+                since=max(claim.lease.held_since for claim in claims),
+            )
 
 
 def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:

@@ -16,6 +16,7 @@ from processor.leases.protocol import Record
 from processor.policy import Policy
 from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
+from processor.testing.counting import CountingLeases, CountingStore
 
 JOB = "a-0123456789abcdef"
 TERM_S, MARGIN_S = 600.0, 30.0
@@ -227,6 +228,19 @@ def test_nothing_is_founded_upon_stale_answers(clock: ManualClock) -> None:
     with pytest.raises(ForeignAuthority):
         slow.check()
     assert authority(store, rulers, clock, "again").check() == ruler
+
+
+def test_while_the_lease_store_says_the_same_the_bucket_is_not_asked_again(clock: ManualClock) -> None:
+    """It names another founding only after the lease store does; ten seconds are allowed for the rest."""
+    store, leases = CountingStore(MemoryStore(clock=clock)), CountingLeases(MemoryLeases())
+    ours = Authority(store, leases, clock, Policy(), nonce=lambda: "a")
+    ours.check()
+    for wait_s, asked_of_store, asked_of_leases in ((1, 0, 1), (0, 0, 0), (8, 0, 1), (2, 1, 1)):
+        clock.advance(wait_s)
+        store.reset()
+        leases.reset()
+        ours.check(max_age_s=10.0, since=clock.monotonic())
+        assert (store.total, leases.total) == (asked_of_store, asked_of_leases)
 
 
 def test_an_answer_from_before_a_lease_does_not_vouch_for_it(clock: ManualClock) -> None:

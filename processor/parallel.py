@@ -14,12 +14,12 @@ THREADS = 16
 """Requests to an object store wait for its answers; so many fit one connection pool."""
 
 
-def _threads(count: int) -> Executor:
-    return ThreadPoolExecutor(count, thread_name_prefix="each")
+def _threads(count: int, name: str) -> Executor:
+    return ThreadPoolExecutor(count, thread_name_prefix=name)
 
 
-new_pool: Callable[[int], Executor] = _threads
-"""Makes the pool that calls run in. A simulation, whose threads are no threads, sets its own."""
+new_pool: Callable[[int, str], Executor] = _threads
+"""Makes the pool of so many threads, so called. A simulation, whose threads are no threads, sets its own."""
 
 
 def each(
@@ -31,7 +31,7 @@ def each(
     result would have come; what was not begun by then never is.
     """
     ahead: deque[tuple[Item, Future[Result]]] = deque()
-    with new_pool(threads) as pool:
+    with new_pool(threads, "each") as pool:
         try:
             for item in items:
                 ahead.append((item, pool.submit(function, item)))

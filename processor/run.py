@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import structlog
 
+from processor import parallel
 from processor.attempt import Claim
 from processor.dispatch import process
 from processor.errors import StoreError
@@ -128,7 +129,7 @@ class _Loop:
 
     def run(self, *, once: bool) -> RunReport:
         stop = self._machine.stop
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="dispatch") as pool:
+        with parallel.new_pool(self._concurrency, "dispatch") as pool:
             while not stop.is_set():
                 tick_report = self._claim(pool)
                 if once and self._finished(tick_report):
@@ -141,17 +142,17 @@ class _Loop:
             self._mornings.look()
         return self._report
 
-    def _report_the_night(self, pool: ThreadPoolExecutor) -> None:
+    def _report_the_night(self, pool: Executor) -> None:
         if self._mornings.due and (self._reporting is None or self._reporting.done()):
             self._reporting = pool.submit(self._mornings.look)
 
-    def _sweep_now_and_then(self, pool: ThreadPoolExecutor) -> None:
+    def _sweep_now_and_then(self, pool: Executor) -> None:
         now = self._machine.clock.monotonic()
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S
             pool.submit(_sweep_quietly, self._machine)
 
-    def _claim(self, pool: ThreadPoolExecutor) -> TickReport:
+    def _claim(self, pool: Executor) -> TickReport:
         """Fill up with jobs: of those that the last look found, or of those that a new one does."""
         busy = self._busy_ids()
         report = self._last
@@ -165,7 +166,7 @@ class _Loop:
         report = self._last = self._tick(busy)
         return self._start_all(pool, report, report.claims)
 
-    def _start_all(self, pool: ThreadPoolExecutor, report: TickReport, claims: list[Claim]) -> TickReport:
+    def _start_all(self, pool: Executor, report: TickReport, claims: list[Claim]) -> TickReport:
         for claim in claims:
             self._start(pool, claim)
         return report
@@ -199,7 +200,7 @@ class _Loop:
             log.error("tick.problem", why=report.problem)
         self._problem_logged = self._report.problem = report.problem
 
-    def _start(self, pool: ThreadPoolExecutor, claim: Claim) -> None:
+    def _start(self, pool: Executor, claim: Claim) -> None:
         with self._lock:
             future = pool.submit(process, self._machine, claim)
             self._busy[claim.lease.job_id] = future

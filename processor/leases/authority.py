@@ -75,9 +75,9 @@ class Authority:
         """
         now = self._clock.monotonic()
         founding, at = self._founding, self._checked_at
-        if founding is not None and at is not None and now - at <= max_age_s:
-            if self._held_at >= since or self._still_held(founding, now):
-                return founding
+        fresh = at is not None and now - at <= max_age_s
+        if founding and fresh and (self._held_at >= since or self._still_held(founding, now)):
+            return founding
         self._founding = None
         self._founding = founding = self._compare(now)
         self._checked_at = self._held_at = now

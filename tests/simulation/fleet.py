@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,18 +11,19 @@ from processor.attempt import Claim
 from processor.clock import StoreClock
 from processor.dispatch import process as process_job
 from processor.dispatch import take_over
-from processor.errors import DropbatchError, StoreError
-from processor.handler import Handler, Stores
+from processor.errors import DropbatchError, ErrorKind, StoreError
+from processor.handler import Handler, Stop, Stores
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine
 from processor.nightly import Mornings
 from processor.policy import Policy
+from processor.run import Wake, run
 from processor.sweep import sweep
 from processor.tick import tick
 from tests.simulation.bucket import Bucket, Dict, SimLeases, SimStore, WorldClock
 from tests.simulation.launcher import Labour, SimLauncher, Submitted, handlers
-from tests.simulation.world import Process, World
+from tests.simulation.world import Actor, Process, World
 
 POLICY = Policy(stop_poll_s=60.0, cancel_poll_s=60.0)
 """Nobody is asked to stop here; looking for that, and for cancels, less often costs no interleaving."""
@@ -52,8 +53,11 @@ class Fleet:
     duplicates: float = 0.0
     closing: bool = False
     """Nobody starts anything new; what runs, ends."""
+    hands_over: bool = False
+    """Whoever claims a job leaves it to another process."""
     ticks: int = 0
     handlers: dict[str, Handler] = field(init=False)
+    _wakes: dict[Process, _Wake] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.handlers = handlers(self.world, self.labour)
@@ -98,17 +102,32 @@ class Fleet:
         """Wait for the next tick; long where nothing changed, and it would see what the last one saw."""
         self.world.pause(self.world.random.choice(_IDLE_S if now == before else periods_s))
 
+    def tell(self) -> None:
+        """Something was dropped, which about half of the desks see at once, as they do in a folder."""
+        for process, wake in self._wakes.items():
+            if process.alive and self.world.random.random() < 0.5:
+                wake.set()
+
     # --- a desk: one process that ticks and dispatches, restarted when it dies -------
 
-    def start_desk(self, name: str, *, delay_s: float = 0.0, leases: Dict | None = None) -> None:
+    def start_desk(
+        self, name: str, *, delay_s: float = 0.0, leases: Dict | None = None, stopped: float = 0.0
+    ) -> None:
+        """`stopped`: chance that it is asked to end while it waits; then it is started again, too."""
         process = self.process(name)
-        process.at_death.append(lambda: self._restart_desk(name, leases))
-        body = _Desk(self, process, leases).loop
-        self.world.spawn(process, name, body, delay_s=delay_s)
+        desk = partial(self.start_desk, name, leases=leases, stopped=stopped)
+        process.at_death.append(lambda: self._restart(desk))
+        self.world.spawn(process, name, partial(self._desk, process, desk, leases, stopped), delay_s=delay_s)
 
-    def _restart_desk(self, name: str, leases: Dict | None) -> None:
+    def _desk(self, process: Process, desk: Callable[..., None], leases: Dict | None, stopped: float) -> None:
+        machine = self.machine(process, remote=False, leases=leases)
+        self._wakes[process] = wake = _Wake(self, machine.stop, stopped)
+        run(machine, concurrency=2, wake=wake)
+        self._restart(desk)
+
+    def _restart(self, desk: Callable[..., None]) -> None:
         if not self.closing:
-            self.start_desk(name, delay_s=self.world.random.uniform(5, 120), leases=leases)
+            desk(delay_s=self.world.random.uniform(5, 120))
 
     # --- the sweep ------------------------------------------------------------------
 
@@ -142,6 +161,7 @@ class Fleet:
     # --- Modal: every tick and every dispatcher is a process of its own ---------------
 
     def start_cron(self, name: str, *, delay_s: float = 0.0) -> None:
+        self.hands_over = True
         self.world.spawn(Process(self.world, name), name, lambda: self._cron(name), delay_s=delay_s)
 
     def _cron(self, name: str) -> None:
@@ -180,32 +200,35 @@ class Fleet:
                 mornings.retell()
 
 
-class _Desk:
-    """`processor.run`'s loop, with actors for threads."""
+class _Wake(Wake):
+    """Waits as an actor, until a drop is seen, a job ends, or time is up."""
 
-    def __init__(self, fleet: Fleet, process: Process, leases: Dict | None) -> None:
+    def __init__(self, fleet: Fleet, stop: Stop, stopped: float) -> None:
+        super().__init__()
+        self._stopped = stopped
         self._fleet = fleet
-        self._process = process
-        self._machine = fleet.machine(process, remote=False, leases=leases)
-        self._mornings = Mornings(self._machine)
-        self._busy: set[str] = set()
+        self._stop = stop
+        self._waiting: Actor | None = None
+        self._nudged = False
+        self._before: State | None = None
 
-    def loop(self) -> None:
-        fleet, world = self._fleet, self._fleet.world
-        while not fleet.closing:
-            fleet.ticks += 1
-            before = fleet.state
-            report = tick(self._machine, capacity=2 - len(self._busy), busy=frozenset(self._busy))
-            for claim in report.claims:
-                self._busy.add(claim.lease.job_id)
-                world.spawn(self._process, "desk job", partial(self._work, claim))
-            if self._mornings.due:
-                self._mornings.look()
-            fleet.rest(before, fleet.state, (2.0, 60.0, 180.0))
+    def set(self) -> None:
+        super().set()
+        self.nudge()
 
-    def _work(self, claim: Claim) -> None:
-        try:
-            manifest = process_job(self._machine, claim)
-            self._mornings.note([manifest] if manifest else [])
-        finally:
-            self._busy.discard(claim.lease.job_id)
+    def nudge(self) -> None:
+        self._nudged = True
+        if self._waiting is not None:
+            self._fleet.world.wake(self._waiting)
+
+    def wait(self, timeout_s: float) -> None:
+        fleet = self._fleet
+        fleet.ticks += 1
+        before, self._before = self._before, fleet.state
+        if not self._nudged:
+            self._waiting = fleet.world.current
+            fleet.rest(before, self._before, (2.0, 60.0, 180.0))
+            self._waiting = None
+        self._nudged = False
+        if fleet.closing or fleet.world.random.random() < self._stopped:
+            self._stop.set(ErrorKind.PREEMPTED)

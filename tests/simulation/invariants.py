@@ -138,6 +138,16 @@ def calm_needs_one_attempt(schedule: Schedule) -> Iterator[str]:
             yield f"{job} took {len(begun)} attempts"
 
 
+def calm_gives_every_lease_back(schedule: Schedule) -> Iterator[str]:
+    """Where nothing goes wrong whoever claims a job works it, and no lease runs out."""
+    if not schedule.undisturbed or schedule.fleet.hands_over:
+        return
+    leases = [key.split("/") for key in schedule.leases.records if key.startswith("lease/")]
+    for _, job, epoch in leases:
+        if (job, int(epoch)) not in schedule.leases.released:
+            yield f"{job} was claimed and forgotten"
+
+
 def cancelled_only_on_request(schedule: Schedule) -> Iterator[str]:
     """Nothing is cancelled that nobody asked to cancel."""
     asked = {upload.job_id for upload in schedule.watch.uploads if upload.cancelled_at is not None}
@@ -195,6 +205,7 @@ AT_REST: tuple[Invariant, ...] = (
     attempts_are_bounded,
     dead_has_its_attempts,
     calm_needs_one_attempt,
+    calm_gives_every_lease_back,
     cancelled_only_on_request,
     *FOLDERS_AT_REST,
     nights_are_told_truly,

@@ -34,7 +34,8 @@ from processor import (
     tick,
 )
 from processor import plan as planning
-from processor.attempt import Trying
+from processor import run as run_loop
+from processor.attempt import Claim, Trying
 from processor.clock import StoreClock
 from processor.datasets import Frozen
 from processor.errors import LeaseLost
@@ -128,6 +129,13 @@ def _over_by_the_time_of_the_reply(self: Leases, job_id: str, epoch: int, entry:
 
 
 _acquire, _over = Leases.acquire, Leases._over
+
+
+def _start_what_is_not_stale(self: Any, pool: Any, report: tick.TickReport, claims: list[Claim]) -> Any:
+    return _start_all(self, pool, report, [] if self._wake.has_news else claims)
+
+
+_start_all = run_loop._Loop._start_all
 
 # --- the drop and its outcome -------------------------------------------------------------
 
@@ -343,6 +351,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the outcome is elected", _swap(dispatch, "commit", _commit_without_election)),
     Mutant("the lease is asked before the election", _swap(commit, "_elect", _elect_without_lease)),
     Mutant("a late answer elects nothing", _swap(commit, "_in_time", _in_time_before_only), ("wiped",)),
+    Mutant(
+        "what was claimed is started",
+        _swap(run_loop._Loop, "_start_all", _start_what_is_not_stale),
+        ("throng",),
+    ),
     Mutant("a lease is vouched for", _vouch_for_nothing, ("wiped",)),
     Mutant(
         "a standing manifest wins over an election",

@@ -54,6 +54,25 @@ def small(seed: int, faults: Faults | None = None) -> Schedule:
     return _desk_and_cron(schedule)
 
 
+def crowd(seed: int, faults: Faults | None = None) -> Schedule:
+    """More drops than a desk has room for, which is asked to stop and started again, and another desk."""
+    schedule = _schedule(seed, faults)
+    chance = schedule.world.random
+    _many(schedule, chance.choice((4, 5, 6)))
+    for name in ("desk", "other desk")[: chance.choice((1, 2))]:
+        schedule.fleet.start_desk(name, delay_s=30 * chance.random(), stopped=0.05)
+    return schedule
+
+
+def throng(seed: int, faults: Faults | None = None) -> Schedule:
+    """A crowd of drops and one desk; nothing goes wrong."""
+    schedule = Schedule.build(seed, faults or Chance(0.0, STORM))
+    schedule.undisturbed = True
+    _many(schedule, 6)
+    schedule.fleet.start_desk("desk")
+    return schedule
+
+
 def emits(seed: int, faults: Faults | None = None) -> Schedule:
     """One job of up to three tasks and what it emits."""
     schedule = _schedule(seed, faults)
@@ -257,6 +276,8 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         lone,
         small,
+        crowd,
+        throng,
         emits,
         reuploads,
         cancels,
@@ -275,19 +296,30 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-_OFTEN = {14: ["lone"], 8: ["small"], 4: ["emits", "reuploads"]}
-_OFTEN |= {3: ["cancels", "wiped", "foreigner", "folder"], 2: ["lagging", "unversioned", "poison", "folders"]}
+_OFTEN = {14: ["lone"], 8: ["small"], 4: ["crowd", "emits", "reuploads"]}
+_OFTEN |= {
+    3: ["cancels", "wiped", "foreigner", "folder"],
+    2: ["lagging", "unversioned", "throng", "poison", "folders"],
+}
 _TURNS = {name: turns for turns, names in _OFTEN.items() for name in names}
 TURNS = tuple(name for name in SCENARIOS for _ in range(_TURNS.get(name, 1)))
 """Whose turn it is, by seed. Where little is dropped a call is as likely to be the one that matters
 and comes sooner, so that small scenarios get more turns. The number of turns shares no factor with 2
 or 3, by which scenarios vary."""
-assert len(TURNS) == 55
+assert len(TURNS) == 61
 
 
 def _schedule(seed: int, faults: Faults | None, **bucket: Any) -> Schedule:
     chance = faults or Chance(_rate(seed), STORM)
     return Schedule.build(seed, chance, labour=ROUGH, duplicates=0.1, **bucket)
+
+
+def _many(schedule: Schedule, drops: int) -> None:
+    """Most at the beginning, the others while those are at work."""
+    chance, user = schedule.world.random, schedule.user
+    for name in "abcdef"[:drops]:
+        key, tasks = f"inbox/jobs/{name}.json", chance.choice((1, 1, 3))
+        user.at(0.5 + 90 * chance.random() ** 3, lambda key=key, tasks=tasks: user.drop(render(tasks), key))
 
 
 def _rate(seed: int) -> float:

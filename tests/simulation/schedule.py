@@ -30,6 +30,8 @@ CHAOS_S = 3600.0
 PEACE_TICKS = 60
 """Within so many ticks of a healthy runner the inbox must be empty."""
 _DAY_S = 86_400.0
+_SWEPT = b"2025-12-30"
+"""The bucket is not new: days before the simulation's first have been swept."""
 _FOUNDED_S = 30.0
 """So long after an authority was written nobody founds another upon an older answer."""
 
@@ -79,6 +81,7 @@ class Schedule:
     ) -> Schedule:
         world = World(seed, faults)
         store = Bucket(world, **bucket)
+        store.inner.put("state/swept.txt", _SWEPT)
         leases = Dict(world)
         watch = Watch(world, store, leases)
         store.wrote = watch.wrote
@@ -234,6 +237,7 @@ class User:
         version = info.version or self._schedule.bucket.inner.stat(key).version
         upload = Upload(key, version, world.now_s)
         watch.uploads.append(upload)
+        self._schedule.fleet.tell()
         return upload
 
     def put(self, key: str, document: dict[str, Any]) -> None:

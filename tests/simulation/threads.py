@@ -1,4 +1,4 @@
-"""Threads of the core as actors: `processor.parallel.each` gives way like everything else."""
+"""Threads of the core as actors: pools of `processor.parallel` give way like everything else."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class _Actors(Executor):
 
 @contextmanager
 def threads_as_actors(world: World) -> Iterator[None]:
-    """While it is open, `each` calls its functions as actors of this world."""
+    """While it is open, the core's pools call functions as actors of this world."""
     before = parallel.new_pool
-    parallel.new_pool = lambda _: _Actors(world)
+    parallel.new_pool = lambda *_: _Actors(world)
     try:
         yield
     finally:

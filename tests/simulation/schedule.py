@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from processor.datasets import folder_key
@@ -13,6 +14,7 @@ from processor.dispatch import process as process_job
 from processor.layout import INBOX, RECURRING
 from processor.leases.protocol import Record
 from processor.nightly import Mornings
+from processor.parallel import each
 from processor.policy import Policy
 from processor.schedule import Night
 from processor.sweep import sweep
@@ -161,8 +163,8 @@ class Schedule:
 
         def heal() -> None:
             for _ in range(PEACE_TICKS):
-                for claim in tick(machine, capacity=10).claims:
-                    manifest = process_job(machine, claim)
+                # Side by side: a lease would run out while another job's long task is worked.
+                for _, manifest in each(partial(process_job, machine), tick(machine, capacity=10).claims):
                     mornings.note([manifest] if manifest else [])
                 if not self._versions_left():
                     break
@@ -266,7 +268,7 @@ class User:
         for file, data in files.items():
             key = folder_key(dataset) + file
             info = self._store.put(key, data)
-            for older in (old for each in folders.batches for old in each.files if old.key == key):
+            for older in (old for sent in folders.batches for old in sent.files if old.key == key):
                 older.replaced = True
             version = info.version or self._schedule.bucket.inner.stat(key).version
             batch.files.append(Uploaded(key, version, hashlib.sha256(data).hexdigest()))

@@ -3,6 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Container images set this. Here it would cost every start of a command its compilation again.
+unexport PYTHONDONTWRITEBYTECODE
 
 bin := .venv/bin
 rooms := processor handlers workflows infra

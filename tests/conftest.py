@@ -20,6 +20,11 @@ settings.register_profile("ci", _patient, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three for two cores: the long tests wait for leases, trainers and containers more than they work."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_report_header() -> list[str]:
     """Say up front which tests of the real thing will skip, and how to run them."""
     comfyui = os.environ.get("COMFYUI_URL") or os.environ.get("COMFYUI_DIR")

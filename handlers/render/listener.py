@@ -16,6 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 log = structlog.get_logger(__name__)
 
 _OPEN_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 1.0
+"""Nothing is lost with a socket that an engine does not close for its part."""
 _PING_S: Final = 20.0
 _PONG_S: Final = 60.0
 """A busy engine answers pings late: Python code in a node holds the interpreter."""
@@ -95,6 +97,7 @@ class Listener:
                     self._url,
                     additional_headers=self._headers,
                     open_timeout=_OPEN_TIMEOUT_S,
+                    close_timeout=_CLOSE_TIMEOUT_S,
                     ping_interval=_PING_S,
                     ping_timeout=_PONG_S,
                     max_size=_MAX_MESSAGE_BYTES,
@@ -115,6 +118,8 @@ class Listener:
             with connection:
                 self._tell_all(BACK)
                 self._open.set()
+                if self._closed.is_set():  # while it was being opened: `close` has not seen it
+                    return
                 for text in connection:
                     # Binary frames are preview pictures.
                     if isinstance(text, str):

@@ -69,7 +69,10 @@ class FanOut:
         self._task_cost: dict[int, float] = {}
         self._cancelled = claim.cancel is not None
         now = machine.clock.monotonic()
-        self._renew_at = now + machine.policy.renew_s
+        # By its end, not from now: the reply to the claim may have been long on its way, and all that
+        # came before the first task, too. A lease that has run out by now is then noticed before it.
+        left_s = (self.lease.until - machine.clock.now()).total_seconds()
+        self._renew_at = now + left_s - (machine.policy.lease_s - machine.policy.renew_s)
         self._poll_at = now + machine.policy.cancel_poll_s
         self.log = ""
         """The engine's log so far, bounded."""

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from processor.store.protocol import (
     require_put_if_absent,
 )
 from processor.store.s3_body import body_file
-from processor.store.s3_client import SMALL_BODY_BYTES, connect
+from processor.store.s3_client import SMALL_BODY_BYTES, connect, region_of
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
 from processor.store.s3_multipart import (
     COPY_PART_BYTES,
@@ -33,6 +33,7 @@ from processor.store.s3_multipart import (
     upload_parts,
 )
 from processor.store.s3_probe import probe
+from processor.store.s3_quick import QuickClient
 from processor.store.s3_seen import Seen, SeenVersions
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class S3Store:
     of a put lacks the time, and asking for it would double what a put costs.
 
     Requests that fail in passing are retried by botocore (adaptive, at most
-    `max_attempts`), a download that breaks off goes on where it was.
+    `max_attempts`), a download that breaks off goes on where it was. Reads and small puts go
+    through `QuickClient` first, where endpoint and key are given.
 
     Args:
         prefix: the root of all keys in the bucket; "" for the whole bucket.
@@ -95,6 +97,22 @@ class S3Store:
         self._capabilities = capabilities
         self._probing = threading.Lock()
         self._seen = SeenVersions()
+        self._ahead = timedelta()
+        region = region_of(endpoint_url, region)
+        # Without an address and keys of our own boto3 finds both, in ways that are its business. What
+        # goes wrong there is tried again by boto3, so that it takes more than one attempt.
+        self._quick = (
+            QuickClient(
+                bucket,
+                endpoint_url=endpoint_url,
+                region=region,
+                key_id=key_id,
+                secret=secret,
+                timeout_s=read_timeout_s,
+            )
+            if endpoint_url and key_id and secret and max_attempts > 1
+            else None
+        )
         self._client = connect(
             endpoint_url=endpoint_url,
             region=region,
@@ -139,8 +157,7 @@ class S3Store:
 
     def get(self, key: str, *, version: str | None = None) -> Download:
         wanted = self._arguments(key, version)
-        with self._confirmed(key, version):
-            reply = self._client.get_object(**wanted)
+        reply = self._asked(key, version, head=False)
         try:
             info = self._describe(key, reply, version)
         except NotFound:
@@ -182,6 +199,10 @@ class S3Store:
             if isinstance(data, bytes) or size_bytes <= SMALL_BODY_BYTES:
                 body = data if isinstance(data, bytes) else data.read_bytes()
                 size_bytes = len(body)
+                if self._quick and not if_absent:
+                    written = self._quick.put(target["Key"], body, media_type=media_type)
+                    if written is not None:
+                        return self._written(key, size_bytes, written)
                 reply = self._client.put_object(**target, Body=body, ContentType=media_type, **condition)
             elif size_bytes <= self._part_bytes:
                 with data.open("rb") as file:
@@ -270,9 +291,20 @@ class S3Store:
             arguments["VersionId"] = version
         return arguments
 
-    def _head(self, key: str, version: str | None) -> HeadObjectOutputTypeDef:
+    def _head(self, key: str, version: str | None) -> Any:
+        return self._asked(key, version, head=True)
+
+    def _asked(self, key: str, version: str | None, *, head: bool) -> Any:
+        wanted = self._arguments(key, version)
+        if self._quick:
+            try:
+                reply = self._quick.get(wanted["Key"], wanted.get("VersionId"), head=head)
+            except FileNotFoundError:
+                raise NotFound("there is no such object", where=f"{self.url}/{key}") from None
+            if reply is not None:
+                return reply
         with self._confirmed(key, version):
-            return self._client.head_object(**self._arguments(key, version))
+            return self._client.head_object(**wanted) if head else self._client.get_object(**wanted)
 
     def _describe(
         self, key: str, reply: HeadObjectOutputTypeDef | GetObjectOutputTypeDef, version: str | None
@@ -292,7 +324,16 @@ class S3Store:
 
     def _written(self, key: str, size_bytes: int, reply: Any) -> ObjectInfo:
         version = reply.get("VersionId", _NULL) if self.capabilities.versions else ""
-        return ObjectInfo(key, size_bytes, version, _date(reply))
+        return ObjectInfo(key, size_bytes, version, self._date(reply))
+
+    def _date(self, reply: Any) -> datetime:
+        """The server's clock when it replied; by our own where a reply doesn't tell."""
+        now = datetime.now(UTC)
+        if date := reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"):
+            told = parsedate_to_datetime(date).astimezone(UTC)
+            self._ahead = told - now
+            return told
+        return now + self._ahead
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -344,7 +385,7 @@ class S3Store:
                     **arguments,
                 )
             found = [self._entry(each, "") for each in reply.get("Contents", [])]
-            yield Page([each for each in found if _is_listed(each.key, start_after)], _date(reply))
+            yield Page([each for each in found if _is_listed(each.key, start_after)], self._date(reply))
             if not reply.get("IsTruncated"):
                 return
             arguments = {"ContinuationToken": reply["NextContinuationToken"]}
@@ -371,7 +412,7 @@ class S3Store:
                     if _is_listed(each.key, start_after)
                     and (every or (each.latest and not each.delete_marker))
                 ],
-                _date(reply),
+                self._date(reply),
             )
             if not reply.get("IsTruncated"):
                 return
@@ -403,9 +444,3 @@ def _is_listed(key: str, start_after: str) -> bool:
     except InvalidKey:
         return False
     return True
-
-
-def _date(reply: Any) -> datetime:
-    """The server's clock when it replied; ours where a server doesn't tell."""
-    date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return parsedate_to_datetime(date).astimezone(UTC) if date else datetime.now(UTC)

@@ -31,10 +31,15 @@ def b2_region(endpoint_url: str) -> str | None:
     return match[1].lower() if match else None
 
 
+def region_of(endpoint_url: str | None, region: str | None) -> str:
+    """What to sign for: the region given, or the one that a B2 endpoint names."""
+    return region or (b2_region(endpoint_url) if endpoint_url else None) or DEFAULT_REGION
+
+
 def connect(
     *,
     endpoint_url: str | None,
-    region: str | None,
+    region: str,
     key_id: str | None,
     secret: str | None,
     max_connections: int,
@@ -63,11 +68,7 @@ def connect(
         # Keys are checked by `check_key`; the other arguments are our own.
         parameter_validation=False,
     )
-    if region is None and endpoint_url is not None:
-        region = b2_region(endpoint_url)
-    client = session.client(
-        "s3", endpoint_url=endpoint_url, region_name=region or DEFAULT_REGION, config=config
-    )
+    client = session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
     client.meta.events.register_last("before-call.s3", _send_small_bodies_at_once)
     return client
 

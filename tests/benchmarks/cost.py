@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from botocore.httpsession import URLLib3Session
 
 from processor.run import run as run_machine
 from processor.store.s3 import S3Store
+from processor.store.s3_quick import QuickClient
 from tests.benchmarks.machines import machine
 from tests.benchmarks.measure import Figure, alternate, cpu_seconds, ratio
 from tests.benchmarks.servers import make_bucket, rclone_server, versioned_server
@@ -101,19 +103,28 @@ def _bare_loop(store: S3Store, name: str) -> None:
 
 @contextmanager
 def _counted() -> Iterator[Counter[str]]:
-    """Counts what botocore's sessions send while inside, a retry as one more."""
+    """Counts what botocore's sessions and the quick client send while inside, a retry as one more."""
     counts: Counter[str] = Counter()
-    send = URLLib3Session.send
+    send, get, put = URLLib3Session.send, QuickClient.get, QuickClient.put
 
     def counting(session: URLLib3Session, request: Any) -> Any:
         counts[_operation(request.method, request.url, request.headers)] += 1
         return send(session, request)
 
-    URLLib3Session.send = counting  # type: ignore[method-assign,assignment]
-    try:
+    def counting_get(quick: QuickClient, key: str, version: str | None, *, head: bool = False) -> Any:
+        counts[_operation("HEAD" if head else "GET", f"/bucket/{key}", {})] += 1
+        return get(quick, key, version, head=head)
+
+    def counting_put(quick: QuickClient, key: str, body: bytes, *, media_type: str) -> Any:
+        counts[_operation("PUT", f"/bucket/{key}", {})] += 1
+        return put(quick, key, body, media_type=media_type)
+
+    with (
+        patch.object(URLLib3Session, "send", counting),
+        patch.object(QuickClient, "get", counting_get),
+        patch.object(QuickClient, "put", counting_put),
+    ):
         yield counts
-    finally:
-        URLLib3Session.send = send  # type: ignore[method-assign]
 
 
 def _operation(method: str, url: str, headers: Any) -> str:

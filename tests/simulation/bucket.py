@@ -330,10 +330,13 @@ class SimLeases:
         return standing
 
     def write(self, key: str, value: Record) -> None:
-        if self._process.suspended_s:
-            _, job, epoch, _ = key.split("/")
-            self._dict.doubtful.add((job, int(epoch)))
-        self._call("write", key, lambda: self._dict.put(key, value))
+        def land() -> None:
+            if self._process.suspended_s:  # maybe only just now, with this very request under way
+                _, job, epoch, _ = key.split("/")
+                self._dict.doubtful.add((job, int(epoch)))
+            self._dict.put(key, value)
+
+        self._call("write", key, land)
 
     def delete(self, key: str) -> None:
         self._call("forget", key, lambda: self._dict.pop(key))

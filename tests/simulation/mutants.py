@@ -39,6 +39,7 @@ from processor.attempt import Claim, Trying
 from processor.clock import StoreClock
 from processor.datasets import Frozen
 from processor.errors import LeaseLost
+from processor.fanout import FanOut
 from processor.inbox import Drop, Inbox, scan
 from processor.layout import DATASETS_INBOX, dataset_record_key, manifest_key
 from processor.leases.authority import Authority, Founding
@@ -129,6 +130,14 @@ def _over_by_the_time_of_the_reply(self: Leases, job_id: str, epoch: int, entry:
 
 
 _acquire, _over = Leases.acquire, Leases._over
+
+
+def _renew_after_a_while(self: FanOut, machine: Machine, *args: Any, **named: Any) -> None:
+    _begin(self, machine, *args, **named)
+    self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
+
+
+_begin = FanOut.__init__
 
 
 def _start_what_is_not_stale(self: Any, pool: Any, report: tick.TickReport, claims: list[Claim]) -> Any:
@@ -340,6 +349,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a lease's end is compared with the time of asking",
         _swap(Leases, "_over", _over_by_the_time_of_the_reply),
         ("slow",),
+    ),
+    Mutant(
+        "a lease that ran out starts nothing", _swap(FanOut, "__init__", _renew_after_a_while), ("crowd",)
     ),
     Mutant("time is the store's", _swap(StoreClock, "sync", lambda *_, **__: None)),
     Mutant(

@@ -55,8 +55,12 @@ def small(seed: int, faults: Faults | None = None) -> Schedule:
 
 
 def crowd(seed: int, faults: Faults | None = None) -> Schedule:
-    """More drops than a desk has room for, which is asked to stop and started again, and another desk."""
-    schedule = _schedule(seed, faults)
+    """More drops than a desk has room for, which is asked to stop and started again, and another desk.
+
+    Now and then the reply to a claim comes when the lease has run out.
+    """
+    storm = Chance(_rate(seed), STORM, aimed={("create", "lease/"): (Kind.SLOW_REPLY, 0.05)})
+    schedule = _schedule(seed, faults or storm)
     chance = schedule.world.random
     _many(schedule, chance.choice((4, 5, 6)))
     for name in ("desk", "other desk")[: chance.choice((1, 2))]:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from processor.clock import MAX_ROUND_TRIP_S, StoreClock
+from processor.dispatch import process
 from processor.errors import StoreUnavailable
 from processor.handler import TaskContext, TaskOutput, Work
 from processor.run import run
@@ -123,3 +124,23 @@ def test_a_wrong_clock_opens_no_night(tmp_path: Path) -> None:
     assert tick(bench.machine(clock=fast), capacity=1).claims == []
     bench.clock.advance(150)
     assert len(tick(bench.machine(clock=fast), capacity=1).claims) == 1
+
+
+def test_a_claim_that_was_long_on_its_way_starts_no_task(tmp_path: Path) -> None:
+    """The lease had run out before the reply to the claim came, and somebody else had the job."""
+    begun: list[str] = []
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        begun.append(work.attempt)
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script))
+    bench.drop(JOB)
+    holder = bench.machine()
+    (claim,) = tick(holder, capacity=1).claims
+    bench.clock.advance(bench.policy.lease_s)
+    assert process(holder, claim) is None
+    assert begun == []
+    bench.clock.advance(2 * bench.policy.margin_s)
+    (manifest,) = finish(bench)
+    assert manifest["outcome"] == "done"

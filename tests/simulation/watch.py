@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from processor.datasets import is_inventory_key
@@ -28,6 +28,7 @@ from processor.layout import (
 )
 from processor.leases.protocol import Record
 from tests.simulation.bucket import Bucket, Dict
+from tests.simulation.fleet import POLICY
 from tests.simulation.folders import Folders
 from tests.simulation.world import Actor, Process, World
 
@@ -187,6 +188,11 @@ class Watch:
         entry = self.leases.records.get(f"lease/{job}/{epoch}")
         if entry is not None and entry["nonce"] != nonce and not self.leases.wipes:
             self.violated("only the owner of a lease starts tasks", f"{job} under {attempt}")
+        beat = self.leases.records.get(f"beat/{job}/{epoch}/{nonce}") or entry
+        if beat is not None and not process.suspended_s:  # whose clock stood still can't know
+            over = datetime.fromisoformat(str(beat["until"])) + timedelta(seconds=POLICY.margin_s)
+            if self.world.now > over:
+                self.violated("nothing starts under a lease that ran out", f"{job} under {attempt}")
         following = self.leases.records.get(f"lease/{job}/{int(epoch) + 1}")
         beat_at = self.leases.written.get(f"beat/{job}/{epoch}/{nonce}", -1.0)
         if job in process.in_vain:

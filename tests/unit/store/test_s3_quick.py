@@ -1,0 +1,116 @@
+"""The quick client: what it does, what it leaves to boto3, and that nobody sees a difference."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from processor.errors import AccessDenied, NotFound
+from processor.store import Capabilities, read_bytes
+from processor.store.s3 import S3Store
+from processor.store.s3_quick import QuickClient
+from tests.support.b2like import B2Like, Fault, Kind
+from tests.support.fixtures import KEY_ID, SECRET, make_bucket
+from tests.support.moto import SerialMotoServer
+
+B2_CAPABILITIES = Capabilities(versions=True, put_if_absent=False, missing_is_403=True)
+BIG = bytes(range(256)) * 40_000
+"""Ten megabytes: more than one piece."""
+
+
+@pytest.fixture
+def store(b2: B2Like) -> Iterator[S3Store]:
+    store = make_bucket(b2.url, capabilities=B2_CAPABILITIES, max_attempts=2)
+    yield store
+    store.close()
+
+
+def test_after_a_failure_boto3_does_it_all(store: S3Store, b2: B2Like) -> None:
+    """The same request is made again by boto3, and no request twice for a while."""
+    b2.add(Fault("PutObject", Kind.INTERNAL_ERROR))
+    first = store.put("a", b"x")
+    assert b2.counts["PutObject"] == 2
+    second = store.put("a", b"y")
+    assert b2.counts["PutObject"] == 3
+    assert first.version != second.version
+    assert read_bytes(store, "a", limit_bytes=9) == b"y"
+
+
+def test_a_version_is_read_by_its_name(store: S3Store) -> None:
+    """Put, read and described with the version that the server named."""
+    versions = [store.put("v", data).version for data in (b"old", b"newer")]
+    assert [read_bytes(store, "v", version=each, limit_bytes=9) for each in versions] == [b"old", b"newer"]
+    assert [store.stat("v", version=each).size_bytes for each in versions] == [3, 5]
+
+
+def test_a_download_that_breaks_off_goes_on(store: S3Store, b2: B2Like) -> None:
+    """By boto3, from where it was."""
+    store.put("big", BIG)
+    b2.add(Fault("GetObject", Kind.TRUNCATED))
+    assert read_bytes(store, "big", limit_bytes=len(BIG)) == BIG
+    assert b2.counts["GetObject"] == 2
+
+
+def test_a_wrong_bucket_is_no_absent_object(b2: B2Like) -> None:
+    """A missing bucket answers 404 as well; boto3 hears which it is."""
+    wrong = S3Store(
+        "no-such-bucket",
+        endpoint_url=b2.url,
+        key_id=KEY_ID,
+        secret=SECRET,
+        capabilities=Capabilities(versions=True, put_if_absent=False),
+    )
+    with pytest.raises(AccessDenied, match="no such bucket"):
+        wrong.get("a")
+    wrong.close()
+
+
+def test_a_missing_object_is_absent_at_once(moto: SerialMotoServer) -> None:
+    """Where the server says so by 404, boto3 is not asked; nothing rests."""
+    store = make_bucket(moto.url)
+    with pytest.raises(NotFound):
+        store.get("missing")
+    with pytest.raises(NotFound):
+        store.stat("missing")
+    assert store._quick is not None
+    with pytest.raises(FileNotFoundError):
+        store._quick.get("missing", None)
+    store.close()
+
+
+def test_no_session_token_of_somebody_else_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment may hold temporary credentials for another account."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "somebody-else's")
+    seen: list[dict[str, str]] = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append(dict(self.headers))
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        quick = QuickClient(
+            "bucket",
+            endpoint_url=f"http://127.0.0.1:{server.server_port}",
+            region="us-east-1",
+            key_id=KEY_ID,
+            secret=SECRET,
+            timeout_s=5.0,
+        )
+        assert quick.put("k", b"x", media_type="text/plain") == {}
+        server.shutdown()
+    (headers,) = seen
+    assert "x-amz-security-token" not in headers
+    assert headers["content-type"] == "text/plain"
+    assert headers["user-agent"].startswith("dropbatch/")
+    assert SECRET not in repr(headers)

@@ -42,7 +42,7 @@ def _against_pool(work: Path, kind: str) -> Figure:
     rounds = iter(range(1000))
     found = alternate(
         {
-            "ours": lambda: _ours(work / f"tasks-{next(rounds)}", store(f"ours-{next(rounds)}")),
+            "ours": lambda: _ours(work / kind / f"tasks-{next(rounds)}", store(f"ours-{next(rounds)}")),
             "pool": lambda: _plain_pool(store(f"pool-{next(rounds)}")),
             "bare": lambda: seconds(_bare_pool),
         },

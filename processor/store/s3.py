@@ -108,7 +108,7 @@ class S3Store:
                 region=region,
                 key_id=key_id,
                 secret=secret,
-                timeout_s=read_timeout_s,
+                read_timeout_s=read_timeout_s,
             )
             if endpoint_url and key_id and secret and max_attempts > 1
             else None

@@ -23,6 +23,8 @@ T = TypeVar("T")
 Reply = dict[str, Any]
 
 _CHUNK_BYTES: Final = 1 << 20
+_WHOLE: Final = timedelta(hours=1)
+"""For a request with its body, which may be long; obstore's own limit is half a minute."""
 _REST_S: Final = 30.0
 """After a failure: a busy server is not asked twice each time, nor one that this client can't reach."""
 
@@ -34,11 +36,11 @@ class QuickClient:
 
     Args:
         region: as for boto3.
-        timeout_s: for a whole request.
+        read_timeout_s: how long a server may be silent.
     """
 
     def __init__(
-        self, bucket: str, *, endpoint_url: str, region: str, key_id: str, secret: str, timeout_s: float
+        self, bucket: str, *, endpoint_url: str, region: str, key_id: str, secret: str, read_timeout_s: float
     ) -> None:
         self._bucket = bucket
         self._config: S3Config = {
@@ -56,8 +58,9 @@ class QuickClient:
         self._options: ClientConfig = {
             "allow_http": endpoint_url.startswith("http://"),
             "user_agent": f"dropbatch/{VERSION}",
-            "timeout": timedelta(seconds=timeout_s),
             "connect_timeout": timedelta(seconds=10),
+            "read_timeout": timedelta(seconds=read_timeout_s),
+            "timeout": _WHOLE,
         }
         self._again_at = 0.0
 
@@ -137,17 +140,16 @@ class _Chunks:
     """A reply's body, read as botocore's is; a broken connection is an OSError."""
 
     def __init__(self, found: GetResult) -> None:
-        self._found = found
+        self._found: GetResult | None = found
+        self._stream: Iterator[Any] = iter(())
         self._left = memoryview(b"")
-
-    @cached_property
-    def _stream(self) -> Iterator[Any]:
-        return iter(self._found.stream(min_chunk_size=_CHUNK_BYTES))
 
     def read(self, size: int) -> memoryview:
         """At most `size` bytes; none at the end."""
         from obstore.exceptions import BaseError
 
+        if self._found is not None:
+            self._stream, self._found = iter(self._found.stream(min_chunk_size=_CHUNK_BYTES)), None
         if not self._left:
             try:
                 self._left = memoryview(next(self._stream, b""))
@@ -158,8 +160,7 @@ class _Chunks:
 
     def close(self) -> None:
         """Let go of the connection."""
-        self.__dict__.pop("_stream", None)
-        self._left = memoryview(b"")
+        self._found, self._stream, self._left = None, iter(()), memoryview(b"")
 
 
 def _with_version(reply: Reply, version: str | None) -> Reply:

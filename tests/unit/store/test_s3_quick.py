@@ -105,7 +105,7 @@ def test_no_session_token_of_somebody_else_is_sent(monkeypatch: pytest.MonkeyPat
             region="us-east-1",
             key_id=KEY_ID,
             secret=SECRET,
-            timeout_s=5.0,
+            read_timeout_s=5.0,
         )
         assert quick.put("k", b"x", media_type="text/plain") == {}
         server.shutdown()

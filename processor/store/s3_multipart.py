@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.utils import ReadFileChunk
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -39,7 +40,7 @@ def upload_parts(
     part_bytes: int,
     condition: dict[str, Any],
 ) -> CompleteMultipartUploadOutputTypeDef:
-    """Send a file in parts, four at a time; each holds its part in memory.
+    """Send a file in parts, four at a time, none of them as a whole in memory.
 
     Args:
         target: Bucket and Key.
@@ -48,10 +49,9 @@ def upload_parts(
     size_bytes = path.stat().st_size
 
     def send(upload_id: str, number: int, start: int, end: int) -> CompletedPartTypeDef:
-        with path.open("rb") as file:
-            file.seek(start)
-            body = file.read(end - start)
-        reply = client.upload_part(**target, UploadId=upload_id, PartNumber=number, Body=body)
+        with ReadFileChunk.from_filename(str(path), start, end - start) as part:
+            body = cast("IO[bytes]", part)
+            reply = client.upload_part(**target, UploadId=upload_id, PartNumber=number, Body=body)
         return {"ETag": reply["ETag"], "PartNumber": number}
 
     return _in_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,6 +284,19 @@ class TestParts:
         assert hasty.stat("large").version == info.version
         assert info.size_bytes == large.stat().st_size
         assert hashlib.sha256(read(hasty, "large")).digest() == hashlib.sha256(large.read_bytes()).digest()
+
+    def test_no_part_is_held_in_memory(self, rclone: str, large: Path) -> None:
+        """Four are on their way at a time, which would be a quarter of a gigabyte."""
+        store = make_bucket(rclone, part_bytes=5 * MIB)
+        store.put("warm", b"x")
+        tracemalloc.start()
+        try:
+            store.put("large", large)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 5 * MIB
+        store.close()
 
     def test_a_part_that_fails_leaves_nothing(self, hasty: S3Store, b2: B2Like, large: Path) -> None:
         """The upload is aborted: parts that nobody completes are billed."""

@@ -19,6 +19,7 @@ from processor.errors import (
 )
 from processor.store import Capabilities, read_bytes
 from processor.store.s3 import S3Store
+from tests.support import rclone as rclone_keys
 from tests.support.b2like import B2Like, Fault, Kind
 from tests.support.fixtures import KEY_ID, SECRET, make_bucket
 from tests.support.moto import SerialMotoServer
@@ -287,7 +288,7 @@ class TestParts:
 
     def test_no_part_is_held_in_memory(self, rclone: str, large: Path) -> None:
         """Four are on their way at a time, which would be a quarter of a gigabyte."""
-        store = make_bucket(rclone, part_bytes=5 * MIB)
+        store = make_bucket(rclone, part_bytes=5 * MIB, key_id=rclone_keys.KEY_ID, secret=rclone_keys.SECRET)
         store.put("warm", b"x")
         tracemalloc.start()
         try:

@@ -81,7 +81,7 @@ def test_a_model_that_is_nowhere_fails_before_any_rent(here: Deployed) -> None:
 
 
 def test_a_model_is_pulled_on_a_cpu_and_found_by_the_renderer(here: Deployed) -> None:
-    """From the bucket to the Volume, once for all tasks that name it; its GPU's price is in the manifest."""
+    """From the bucket to the Volume, once for all tasks that name it; its GPU is in the manifest."""
     here.store.put("comfy_models/upscale_models/up.pth", b"weights")
     key = here.put_job("pulled", upscaling("up.pth", matrix={"1.color": [1, 2, 3]}))
     here.tick()
@@ -89,7 +89,6 @@ def test_a_model_is_pulled_on_a_cpu_and_found_by_the_renderer(here: Deployed) ->
     manifest = here.manifests()[key]
     assert manifest.outcome is Outcome.DONE, manifest.error
     assert {result.gpu for result in manifest.tasks} == {"L40S"}
-    assert manifest.cost_usd > 0
     (puller,) = here.loopback.containers("pull")
     assert (puller.served, puller.gpus) == (1, [])
     listed = here.function("model_files").remote()["models"]

@@ -39,10 +39,9 @@ def begin(here: Deployed, name: str, nodes: int = 40) -> str:
 
 
 def check_done(here: Deployed, key: str) -> Manifest:
-    """One manifest, every task once, all files there and paid for, the drop settled."""
+    """One manifest, every task once, all files there, the drop settled."""
     manifest = here.manifests()[key]
     assert manifest.outcome is Outcome.DONE, manifest.error
-    assert manifest.cost_usd > 0
     assert [result.index for result in manifest.tasks] == list(range(TASKS))
     assert all(len(result.files) == 1 for result in manifest.tasks)
     assert not here.keys("inbox/")

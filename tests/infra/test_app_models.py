@@ -122,6 +122,7 @@ def test_a_trainer_preempted_between_checkpoints_goes_on(here: Deployed, toolkit
     here.run_until_empty()
     (manifest,) = [each for each in here.manifests().values() if each.kind == "train"]
     assert manifest.outcome is Outcome.DONE, manifest.error
+    assert manifest.cost_usd > 0
     assert len(here.loopback.containers("Trainer")) == 2
     steps = [int(line) for line in (toolkit / "trained.log").read_text().split()]
     assert set(range(24)) <= set(steps)

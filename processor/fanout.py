@@ -69,10 +69,7 @@ class FanOut:
         self._task_cost: dict[int, float] = {}
         self._cancelled = claim.cancel is not None
         now = machine.clock.monotonic()
-        # By its end, not from now: the reply to the claim may have been long on its way, and all that
-        # came before the first task, too. A lease that has run out by now is then noticed before it.
-        left_s = (self.lease.until - machine.clock.now()).total_seconds()
-        self._renew_at = now + left_s - (machine.policy.lease_s - machine.policy.renew_s)
+        self._renew_at = self._renewal_due()
         self._poll_at = now + machine.policy.cancel_poll_s
         self.log = ""
         """The engine's log so far, bounded."""
@@ -186,6 +183,16 @@ class FanOut:
         # Short enough to notice a stop; the launcher's queue wakes us earlier for results.
         return min(max(0.0, due - now), self._machine.policy.stop_poll_s)
 
+    def _renewal_due(self) -> float:
+        """When the lease is to be renewed next, on the monotonic clock.
+
+        By its end, not from now: the reply to the claim or renewal may have been long on its way, and
+        all that came before the first task, too. A lease that has run out is noticed before a task.
+        """
+        clock, policy = self._machine.clock, self._machine.policy
+        left_s = (self.lease.until - clock.now()).total_seconds()
+        return clock.monotonic() + left_s - (policy.lease_s - policy.renew_s)
+
     def _keep_lease(self, run: Run) -> None:
         """Renew in good time; a store out of reach is no reason to stop before the lease ends."""
         machine = self._machine
@@ -194,7 +201,7 @@ class FanOut:
         try:
             machine.authority.check()
             self.lease = machine.leases.renew(self.lease)
-            self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
+            self._renew_at = self._renewal_due()
             machine.budget.write(self._spender)
         except StoreUnavailable:
             if not machine.leases.holds(self.lease):

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import structlog
 
-from processor.errors import ErrorKind, StoreError
+from processor.errors import ErrorKind, LeaseLost, StoreError
 from processor.history import History
 from processor.inbox import Drop
 from processor.layout import attempt_key, engine_log_key
@@ -82,7 +82,13 @@ class Trying:
         return self.machine.authority.older_than_founding(self.claim.drop.modified)
 
     def begin(self) -> None:
-        """Write `attempt.json`: from here on the attempt counts. Cost: 1 request."""
+        """Write `attempt.json`: from here on the attempt counts.
+
+        Raises:
+            LeaseLost: the lease is over, and the job somebody else's, who may have ended it.
+        Cost: 1 request.
+        """
+        self._must_hold()
         self.begun = Attempt(
             attempt=self.name,
             job_id=self.job_id,
@@ -167,6 +173,10 @@ class Trying:
         if self.begun is None:
             return []
         return [AttemptSummary(attempt=self.name, begun_at=self.begun.begun_at, host=self.begun.host)]
+
+    def _must_hold(self) -> None:
+        if not self.machine.leases.holds(self.lease):
+            raise LeaseLost("the lease ran out before the attempt began", where=self.job_id)
 
     def _put(self, record: Attempt) -> None:
         key = attempt_key(self.job_id, self.name)

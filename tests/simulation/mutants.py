@@ -353,6 +353,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lease that ran out starts nothing", _swap(FanOut, "__init__", _renew_after_a_while), ("crowd",)
     ),
+    Mutant("a lease that ran out begins nothing", _swap(Trying, "_must_hold", lambda *_: None), ("poison",)),
     Mutant("time is the store's", _swap(StoreClock, "sync", lambda *_, **__: None)),
     Mutant(
         "an authority is founded upon fresh answers",

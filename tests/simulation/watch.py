@@ -30,7 +30,7 @@ from processor.leases.protocol import Record
 from tests.simulation.bucket import Bucket, Dict
 from tests.simulation.fleet import POLICY
 from tests.simulation.folders import Folders
-from tests.simulation.world import Actor, Process, World
+from tests.simulation.world import EPOCH, Actor, Process, World
 
 _SWEEP_AGE_S = 25 * 3600.0
 
@@ -76,6 +76,8 @@ class Watch:
     """What each task of a job first was."""
     starts: dict[str, int] = field(default_factory=dict)
     """Executions submitted, by job."""
+    began_late: dict[str, bool] = field(default_factory=dict)
+    """Of each attempt's record, whether it came to stand after its lease had run out."""
     night_opens: datetime | None = None
     """When drops under `inbox/nightly/` may first begin."""
     folders: Folders = field(init=False)
@@ -213,6 +215,19 @@ class Watch:
         elif name not in ("index.html", "training.html", *BESIDE) and actor is not None:
             # An execution is an actor; an attempt's own records are its dispatcher's.
             self._has_one_writer(key, actor)
+        if name.endswith("/attempt.json") and key not in self.began_late:
+            self.began_late[key] = self._begins_late(actor, job, name.partition("/")[0])
+
+    def _begins_late(self, actor: Actor | None, job: str, attempt: str) -> bool:
+        """Judge the record with which an attempt begins; it may be long on its way to the store."""
+        epoch, _, nonce = attempt.partition("-")
+        until = self.lease_end(job, int(epoch), nonce)
+        if until is None:
+            return False
+        # Whose clock stood still can't know.
+        if actor and not actor.process.suspended_s and EPOCH + timedelta(seconds=actor.sent_s) > until:
+            self.violated("nothing begins under a lease that ran out", f"{job} under {attempt}")
+        return self.world.now > until
 
     def _unaware(self, actor: Actor | None, data: bytes) -> bool:
         """Whether a first attempt commits on a laptop opened after its lease store was wiped: it has

@@ -78,6 +78,8 @@ class Actor:
         self.name = name
         self.serial = serial
         self.reads: dict[str, float] = {}
+        self.sent_s = 0.0
+        """When it made the call that it is in."""
         self.turn = 0
         """Which of its entries in the queue is the valid one: a wake-up overtakes a sleep."""
 
@@ -217,6 +219,8 @@ class World:
         self.calls += 1
         kind = self.faults.draw(self, process, operation, key)
         actor = self.current
+        if actor is not None:
+            actor.sent_s = self.now_s
         self.trace.append((self.now_s, actor.name if actor else "-", operation, key, kind or ""))
         self.pause(self.random.random() ** 3 * 2)
         if kind is None:

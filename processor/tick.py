@@ -25,7 +25,11 @@ log = structlog.get_logger(__name__)
 
 _LOOKAHEAD = 4
 """Drops peeked at per job that could be claimed: among them priority decides, then age."""
+_MAX_FAILURES = 8
+"""Drops that may be out of reach in one pass; at more it is the store that is."""
 _STALE_CANCEL = timedelta(hours=1)
+_ASKING_S = 0.25
+"""Between two passes, for each job that was found to be another runner's."""
 
 
 @dataclass(slots=True)
@@ -40,9 +44,11 @@ class TickReport:
     later: int = 0
     """Of those looked at: not due yet, or for another place."""
     leased: int = 0
-    """Of those looked at: another runner's."""
+    """Of those looked at: another runner's, as far as could be told."""
     folders: dict[str, Look] = field(default_factory=dict)
     """Dataset folders with something in them, and how far each is."""
+    failures: int = 0
+    """Of those looked at: could not be read, or their leases not be asked for."""
     paused: bool = False
     inbox: Inbox | None = None
     looked: int = 0
@@ -59,14 +65,22 @@ class TickReport:
     def has_more(self) -> bool:
         """Whether `claim_more` may find anything."""
         due = self.inbox.due if self.inbox and not self.paused else []
-        return bool(self.ready) or self.looked < len(due)
+        return bool(self.ready) or (self.looked < len(due) and not self.out_of_reach)
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether it is no use to ask for more in this pass."""
+        return self.failures > _MAX_FAILURES
 
     @property
     def next_wake_s(self) -> float:
         """How long until another pass is worth while, without being woken."""
         if self.problem:
             return 30.0
-        return 2.0 if self.young or self.leased else 60.0
+        if self.young:
+            return 2.0
+        # Asking about another's job costs as much whether 3 or 300 are asked about: the more, the rarer.
+        return min(60.0, max(2.0, self.leased * _ASKING_S)) if self.leased else 60.0
 
 
 def tick(
@@ -151,28 +165,37 @@ def _out_of_money(machine: Machine, report: TickReport) -> bool:
 
 
 def _claim(machine: Machine, inbox: Inbox, report: TickReport, capacity: int, busy: Collection[str]) -> None:
-    ready = report.ready
-    while report.looked < len(inbox.due) and len(ready) < capacity * _LOOKAHEAD:
-        drop = inbox.due[report.looked]
-        report.looked += 1
-        if drop.key in inbox.held:
-            report.leased += 1
-        elif not (drop.version and drop.job_id in busy):
-            _look(machine, drop, report, ready)
-    ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
-    full = len(report.claims) + capacity
-    while ready and len(report.claims) < full and not machine.stop.is_set():
+    """Claim what is free, however much of the inbox others have in hand."""
+    ready, full = report.ready, len(report.claims) + capacity
+    while len(report.claims) < full and not machine.stop.is_set() and not report.out_of_reach:
+        if not ready:
+            _look_further(machine, inbox, report, capacity * _LOOKAHEAD, busy)
+        if not ready:
+            return
         peeked = ready.pop(0)
         if peeked.drop.job_id in busy:
             continue
-        lease = _acquire(machine, peeked.drop)
+        lease = _acquire(machine, peeked.drop, report)
         if lease is None:
-            report.leased += 1
             continue
         machine.observe(JobClaimed(lease.job_id, peeked.drop.key))
         report.claims.append(
             Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), _still_true(peeked, lease))
         )
+
+
+def _look_further(
+    machine: Machine, inbox: Inbox, report: TickReport, wanted: int, busy: Collection[str]
+) -> None:
+    """Look at the next drops, oldest first, until so many are ready or none is left."""
+    while report.looked < len(inbox.due) and len(report.ready) < wanted and not report.out_of_reach:
+        drop = inbox.due[report.looked]
+        report.looked += 1
+        if drop.key in inbox.held:
+            report.leased += 1
+        elif not (drop.version and drop.job_id in busy):
+            _look(machine, drop, report, report.ready)
+    report.ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
 
 
 def _vouch(machine: Machine, claims: list[Claim]) -> None:
@@ -193,6 +216,7 @@ def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:
 def _look(machine: Machine, drop: Drop, report: TickReport, ready: list[Peeked]) -> None:
     peeked = _peek(machine, drop)
     if peeked is None:
+        report.failures += 1
         return
     match peeked.state:
         case "ready":
@@ -216,12 +240,15 @@ def _peek(machine: Machine, drop: Drop) -> Peeked | None:
         return None
 
 
-def _acquire(machine: Machine, drop: Drop) -> Lease | None:
+def _acquire(machine: Machine, drop: Drop, report: TickReport) -> Lease | None:
+    lease = None
     try:
-        return machine.leases.acquire(drop.job_id, nonce=machine.nonce())
+        lease = machine.leases.acquire(drop.job_id, nonce=machine.nonce())
     except StoreError as error:
         log.warning("lease.not_acquired", key=drop.key, why=str(error))
-        return None
+        report.failures += 1
+    report.leased += lease is None
+    return lease
 
 
 def _discard_superseded(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:

@@ -11,8 +11,10 @@ import pytest
 from processor.events import TaskStarted
 from processor.handler import TaskContext, TaskOutput, Work
 from processor.run import run
+from processor.testing.faults import Fault, FaultPlan, FaultyLeases, FaultyStore
 from processor.testing.handler import ScriptedHandler
 from processor.testing.machine import Bench
+from processor.tick import tick
 
 DEADLINE_S = 20.0
 HUGE, SMALL = "inbox/jobs/huge.json", "inbox/jobs/small.json"
@@ -76,3 +78,40 @@ def test_priority_goes_before_age(tmp_path: Path) -> None:
     machine.close()
     begun = [event.job_id.rsplit("-", 1)[0] for event in bench.events if isinstance(event, TaskStarted)]
     assert begun == ["urgent", "old", "new", "older-but-low"]
+
+
+def test_what_others_have_in_hand_hides_nothing(tmp_path: Path) -> None:
+    """A runner with room for one finds the one job that is free behind many that another works."""
+    bench = Bench(tmp_path, ScriptedHandler())
+    for number in range(12):
+        bench.drop(job(1), f"inbox/jobs/{number:02}.json")
+        bench.clock.advance(1)
+    taken = tick(bench.machine(), capacity=11)
+    assert len(taken.claims) == 11
+    report = tick(bench.machine(), capacity=1)
+    assert [claim.drop.key for claim in report.claims] == ["inbox/jobs/11.json"]
+    assert report.leased == 11
+    assert 2.0 < report.next_wake_s < 60.0  # so much asking is not repeated at once
+
+
+@pytest.mark.parametrize("out_of_reach", ["store", "lease store"])
+def test_what_is_out_of_reach_is_not_asked_for_a_thousand_times(tmp_path: Path, out_of_reach: str) -> None:
+    """One drop that fails hides no other; when many fail in a row the pass ends."""
+    fault = Fault("get" if out_of_reach == "store" else "create", key="", times=1, after=1)
+    plan = FaultPlan(fault)
+    bench = Bench(tmp_path, ScriptedHandler())
+    tick(bench.machine(), capacity=1)  # founds the authority
+    for number in range(40):
+        bench.drop(job(1), f"inbox/jobs/{number:02}.json")
+    if out_of_reach == "store":
+        bench.store = FaultyStore(bench.main, plan)
+    else:
+        fault.after = 0
+        bench.leases = FaultyLeases(bench.leases, plan)
+    (claim,) = tick(bench.machine(), capacity=1).claims
+    assert claim.drop.key == "inbox/jobs/01.json"
+    fault.times, fault.after = 1000, int(out_of_reach == "store")
+    report = tick(bench.machine(), capacity=1)
+    assert not report.claims
+    assert 5 < report.failures < 15
+    assert fault.times == 1000 - report.failures

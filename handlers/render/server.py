@@ -38,8 +38,6 @@ _ENV_NAMES: Final = frozenset(
         *(
             "SSL_CERT_DIR",
             "REQUESTS_CA_BUNDLE",
-            "OMP_NUM_THREADS",
-            "MKL_NUM_THREADS",
             "VIRTUAL_ENV",
             "PYTHONUSERBASE",
         ),
@@ -47,6 +45,7 @@ _ENV_NAMES: Final = frozenset(
 )
 _ENV_PREFIXES: Final = (
     "LC_",
+    *("OMP_", "GOMP_", "KMP_", "MKL_"),
     "CUDA_",
     "NVIDIA_",
     "NCCL_",
@@ -275,6 +274,9 @@ def child_environment(environment: dict[str, str]) -> dict[str, str]:
     }
     return {
         "HF_HUB_OFFLINE": "1",
+        # torch's threads else spin for milliseconds after each operation, on cores that the next
+        # task's upload could use: docs/performance.md.
+        "OMP_WAIT_POLICY": "passive",
         **kept,
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",

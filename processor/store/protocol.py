@@ -148,7 +148,7 @@ class Store(Protocol):
         ...
 
     def copy(self, source: str, target: str, *, version: str | None = None) -> ObjectInfo:
-        """Copy inside the store, without the bytes passing here; returns the new object.
+        """Copy inside the store; returns the new object. Only small bytes may pass here.
 
         Raises:
             NotFound: that version of the source is not there.

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from processor.errors import InvalidKey, NotFound, StoreUnavailable, VersionMismatch
+from processor.errors import NotFound, StoreUnavailable, VersionMismatch
 from processor.store.protocol import (
     Capabilities,
     Download,
@@ -25,6 +25,7 @@ from processor.store.protocol import (
 from processor.store.s3_body import body_file
 from processor.store.s3_client import SMALL_BODY_BYTES, connect, region_of
 from processor.store.s3_errors import Failure, is_bare_denial, status_of, translate
+from processor.store.s3_listing import every_version, newest_versions, plain_objects
 from processor.store.s3_multipart import (
     COPY_PART_BYTES,
     MAX_COPY_BYTES,
@@ -48,6 +49,8 @@ _NULL: Final = "null"
 """The VersionId of what was put before a bucket kept versions."""
 
 _RANGE_NOT_SATISFIABLE: Final = 416
+_CARRIED_BYTES: Final = 256 << 10
+"""Without versions a copy up to here is read and written: a drop, not a video."""
 
 
 class S3Store:
@@ -59,8 +62,8 @@ class S3Store:
     of a put lacks the time, and asking for it would double what a put costs.
 
     Requests that fail in passing are retried by botocore (adaptive, at most
-    `max_attempts`), a download that breaks off goes on where it was. Reads and small puts go
-    through `QuickClient` first, where endpoint and key are given.
+    `max_attempts`), a download that breaks off goes on where it was. Reads, small puts and, without
+    versions, deletes go through `QuickClient` first, where endpoint and key are given.
 
     Args:
         prefix: the root of all keys in the bucket; "" for the whole bucket.
@@ -148,14 +151,28 @@ class S3Store:
     def list(self, prefix: str, *, versions: bool = False, start_after: str = "") -> Iterator[Page]:
         """As `Store.list`. Objects whose keys `check_key` refuses, such as the empty
         `folder/` that some consoles make, are not listed."""
-        if self.capabilities.versions:
-            return self._list_versions(prefix, start_after, every=versions)
-        return self._list_objects(prefix, start_after)
+        versioned = self.capabilities.versions
+        walk = every_version if versioned and versions else newest_versions if versioned else plain_objects
+        pages = walk(
+            self._client,
+            bucket=self._bucket,
+            root=self._prefix,
+            prefix=prefix,
+            start_after=start_after,
+            page_size=self._page_size,
+        )
+        with self._translated(prefix):
+            for found, reply in pages:
+                yield Page(found, self._date(reply))
 
     def stat(self, key: str, *, version: str | None = None) -> ObjectInfo:
         return self._describe(key, self._head(key, version), version)
 
     def get(self, key: str, *, version: str | None = None) -> Download:
+        info, _, body = self._open(key, version)
+        return Download(info, body)
+
+    def _open(self, key: str, version: str | None) -> tuple[ObjectInfo, Any, BinaryIO]:
         wanted = self._arguments(key, version)
         reply = self._asked(key, version, head=False)
         try:
@@ -178,8 +195,7 @@ class S3Store:
                 raise _replaced(key)
             return again["Body"]
 
-        body = body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
-        return Download(info, body)
+        return info, reply, body_file(reply["Body"], reopen, size_bytes=info.size_bytes, key=key)
 
     def put(
         self,
@@ -222,9 +238,24 @@ class S3Store:
         known = self._seen.get(source, version)
         if known is not None and known.size_bytes <= self._max_copy_bytes:
             return self._copy_known(source, target, known)
-        goal = self._arguments(target, None)
+        if self._quick and not self.capabilities.versions:
+            return self._carry(source, target, version)
         head = self._head(source, version)
-        found = self._describe(source, head, version)
+        return self._copy_described(source, target, version, self._describe(source, head, version), head)
+
+    def _carry(self, source: str, target: str, version: str | None) -> ObjectInfo:
+        """Copy what is small by reading and writing it: no more requests than to compare and to copy,
+        and those bytes that were compared, whether or not the server heeds conditions."""
+        found, reply, body = self._open(source, version)
+        with body:
+            if found.size_bytes <= _CARRIED_BYTES:
+                return self.put(target, body.read(), media_type=reply["ContentType"])
+        return self._copy_described(source, target, version, found, reply)
+
+    def _copy_described(
+        self, source: str, target: str, version: str | None, found: ObjectInfo, head: Any
+    ) -> ObjectInfo:
+        goal = self._arguments(target, None)
         origin: CopySourceTypeDef = {"Bucket": self._bucket, "Key": self._prefix + source}
         condition: dict[str, Any] = {}
         if self.capabilities.versions:
@@ -275,6 +306,8 @@ class S3Store:
                 return
             if standing.version != version:
                 raise VersionMismatch("another version stands there", where=key)
+            if self._quick and self._quick.delete(target["Key"]):
+                return
         try:
             with self._translated(key):
                 self._client.delete_object(**target)
@@ -374,73 +407,6 @@ class S3Store:
                     return False
         return True
 
-    def _list_objects(self, prefix: str, start_after: str) -> Iterator[Page]:
-        arguments: dict[str, Any] = {"StartAfter": self._prefix + start_after} if start_after else {}
-        while True:
-            with self._translated(prefix):
-                reply = self._client.list_objects_v2(
-                    Bucket=self._bucket,
-                    Prefix=self._prefix + prefix,
-                    MaxKeys=self._page_size,
-                    **arguments,
-                )
-            found = [self._entry(each, "") for each in reply.get("Contents", [])]
-            yield Page([each for each in found if _is_listed(each.key, start_after)], self._date(reply))
-            if not reply.get("IsTruncated"):
-                return
-            arguments = {"ContinuationToken": reply["NextContinuationToken"]}
-
-    def _list_versions(self, prefix: str, start_after: str, *, every: bool) -> Iterator[Page]:
-        arguments: dict[str, Any] = {"KeyMarker": self._prefix + start_after} if start_after else {}
-        while True:
-            with self._translated(prefix):
-                reply = self._client.list_object_versions(
-                    Bucket=self._bucket,
-                    Prefix=self._prefix + prefix,
-                    MaxKeys=self._page_size,
-                    **arguments,
-                )
-            found = [self._entry(each, each["VersionId"]) for each in reply.get("Versions", [])]
-            found += [self._entry(each, each["VersionId"]) for each in reply.get("DeleteMarkers", [])]
-            # Two lists, each newest first within a key; only the newest of a key is certain
-            # where two were written in the same second.
-            found.sort(key=lambda each: (each.key, not each.latest, -each.modified.timestamp()))
-            yield Page(
-                [
-                    each
-                    for each in found
-                    if _is_listed(each.key, start_after)
-                    and (every or (each.latest and not each.delete_marker))
-                ],
-                self._date(reply),
-            )
-            if not reply.get("IsTruncated"):
-                return
-            arguments = {"KeyMarker": reply["NextKeyMarker"]}
-            if reply.get("NextVersionIdMarker"):
-                arguments["VersionIdMarker"] = reply["NextVersionIdMarker"]
-
-    def _entry(self, entry: Any, version: str) -> ObjectInfo:
-        return ObjectInfo(
-            entry["Key"].removeprefix(self._prefix),
-            entry.get("Size", 0),
-            version,
-            entry["LastModified"].astimezone(UTC),
-            latest=entry.get("IsLatest", True),
-            delete_marker="Size" not in entry,
-        )
-
 
 def _replaced(key: str) -> StoreUnavailable:
     return StoreUnavailable("replaced while it was read; read it again", where=key)
-
-
-def _is_listed(key: str, start_after: str) -> bool:
-    # Not every server heeds a start that lies outside the prefix.
-    if key <= start_after:
-        return False
-    try:
-        check_key(key)
-    except InvalidKey:
-        return False
-    return True

@@ -105,7 +105,7 @@ def _bare_loop(store: S3Store, name: str) -> None:
 def _counted() -> Iterator[Counter[str]]:
     """Counts what botocore's sessions and the quick client send while inside, a retry as one more."""
     counts: Counter[str] = Counter()
-    send, get, put = URLLib3Session.send, QuickClient.get, QuickClient.put
+    send, get, put, delete = URLLib3Session.send, QuickClient.get, QuickClient.put, QuickClient.delete
 
     def counting(session: URLLib3Session, request: Any) -> Any:
         counts[_operation(request.method, request.url, request.headers)] += 1
@@ -119,10 +119,15 @@ def _counted() -> Iterator[Counter[str]]:
         counts[_operation("PUT", f"/bucket/{key}", {})] += 1
         return put(quick, key, body, media_type=media_type)
 
+    def counting_delete(quick: QuickClient, key: str) -> bool:
+        counts[_operation("DELETE", f"/bucket/{key}", {})] += 1
+        return delete(quick, key)
+
     with (
         patch.object(URLLib3Session, "send", counting),
         patch.object(QuickClient, "get", counting_get),
         patch.object(QuickClient, "put", counting_put),
+        patch.object(QuickClient, "delete", counting_delete),
     ):
         yield counts
 

@@ -183,7 +183,7 @@ def _tiny(
                 "ceiling": lambda: side.queue_kept_full(tasks) / tasks,
                 "one": lambda: side.one_at_a_time(tasks // 3) / (tasks // 3),
             },
-            rounds=3,
+            rounds=5,
         )
         share, one_share = ratio(found["ceiling"], found["ours"]), ratio(found["ceiling"], found["one"])
         figures = [

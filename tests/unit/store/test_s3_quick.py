@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.fixtures import KEY_ID, SECRET, make_bucket
 from tests.support.moto import SerialMotoServer
 
 B2_CAPABILITIES = Capabilities(versions=True, put_if_absent=False, missing_is_403=True)
+PLAIN = replace(B2_CAPABILITIES, versions=False)
 BIG = bytes(range(256)) * 40_000
 """Ten megabytes: more than one piece."""
 
@@ -79,6 +81,47 @@ def test_a_missing_object_is_absent_at_once(moto: SerialMotoServer) -> None:
     with pytest.raises(FileNotFoundError):
         store._quick.get("missing", None)
     store.close()
+
+
+@pytest.fixture
+def plain(b2: B2Like) -> Iterator[S3Store]:
+    """A bucket without versions behind the proxy."""
+    store = make_bucket(b2.url, capabilities=PLAIN)
+    yield store
+    store.close()
+
+
+def test_a_small_copy_without_versions_is_of_what_was_compared(plain: S3Store, b2: B2Like) -> None:
+    """Read and written, with its media type; another version is refused before anything is."""
+    plain.put("drop", b"{}", media_type="application/json")
+    version = plain.stat("drop").version
+    b2.counts.clear()
+    assert plain.copy("drop", "done", version=version).size_bytes == 2
+    assert b2.counts == {"GetObject": 1, "PutObject": 1}
+    assert plain._client.head_object(Bucket=plain._bucket, Key="done")["ContentType"] == "application/json"
+    with pytest.raises(NotFound):
+        plain.copy("drop", "again", version="another@1")
+    assert not [info for page in plain.list("again") for info in page.objects]
+
+
+def test_a_large_copy_without_versions_stays_in_the_store(plain: S3Store, b2: B2Like) -> None:
+    """Nothing of it is uploaded from here."""
+    plain.put("video", BIG)
+    b2.counts.clear()
+    assert plain.copy("video", "copy", version=plain.stat("video").version).size_bytes == len(BIG)
+    assert b2.counts == {"HeadObject": 1, "GetObject": 1, "CopyObject": 1}
+
+
+def test_a_delete_that_the_server_does_not_know_is_made_by_boto3(plain: S3Store, b2: B2Like) -> None:
+    """And is not tried again at once; reads and puts go on."""
+    b2.add(Fault("DeleteObjects", Kind.INTERNAL_ERROR))
+    for key in ("a", "b"):
+        plain.put(key, b"x")
+        plain.delete(key, version=plain.stat(key).version)
+        with pytest.raises(NotFound):
+            plain.stat(key)
+    assert (b2.counts["DeleteObjects"], b2.counts["DeleteObject"]) == (1, 2)
+    assert b2.counts["PutObject"] == 2
 
 
 def test_no_session_token_of_somebody_else_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,18 @@ could still commit what was removed, and nobody would be left to do what follows
 
 from __future__ import annotations
 
+import structlog
+
 from processor.commit import elect_none, enact, standing
 from processor.effects import run_effects
+from processor.errors import DropbatchError
 from processor.inbox import Drop
 from processor.leases.lease import Lease
 from processor.machine import Machine
 from processor.records import Manifest
 from processor.settle import remove, settle
+
+log = structlog.get_logger(__name__)
 
 
 def discard(machine: Machine, lease: Lease, drop: Drop) -> Manifest | None:
@@ -35,3 +40,29 @@ def discard(machine: Machine, lease: Lease, drop: Drop) -> Manifest | None:
     run_effects(machine, manifest)
     settle(machine, drop, manifest, cancelling=False)
     return manifest
+
+
+def try_discard(machine: Machine, drop: Drop) -> bool:
+    """Remove a version that a newer one replaced, unless somebody is running it.
+
+    Under its lease, so that nobody can begin it at the same time.
+
+    Returns:
+        Whether it is gone.
+    Cost: 1 request and 3 of the lease store.
+    """
+    if not drop.version:
+        return True  # without versions nothing of it is left
+    try:
+        if drop.emitted_id is not None and not drop.hidden:
+            remove(machine, drop)  # the same job stands above it, under the same id
+            return True
+        lease = machine.leases.acquire(drop.job_id, nonce=machine.nonce())
+        if lease is None:
+            return False
+        discard(machine, lease, drop)
+        machine.leases.release(lease)
+    except DropbatchError as error:
+        log.warning("drop.not_discarded", key=drop.key, why=str(error))
+        return False
+    return True

@@ -11,13 +11,15 @@ import structlog
 
 from processor import parallel
 from processor.attempt import Claim
+from processor.claiming import claim_more
 from processor.dispatch import process
 from processor.errors import StoreError
 from processor.machine import Machine
 from processor.nightly import Mornings, announcing
 from processor.records import Manifest, Outcome
 from processor.sweep import sweep
-from processor.tick import TickReport, claim_more, tick
+from processor.tick import tick
+from processor.tick_report import TickReport
 
 log = structlog.get_logger(__name__)
 

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from handlers.ingest import archive
 from handlers.ingest import handler as ingest
 from processor import (
+    claiming,
     commit,
     datasets,
     discard,
@@ -46,6 +47,7 @@ from processor.leases.authority import Authority, Founding
 from processor.leases.lease import Lease, Leases
 from processor.machine import Machine
 from processor.records import Manifest, TaskResult, dump
+from processor.tick_report import TickReport
 from tests.simulation import schedule as schedules
 from tests.simulation.bucket import SimLeases, SimStore, WorldClock
 from tests.simulation.fleet import POLICY
@@ -140,7 +142,7 @@ def _renew_after_a_while(self: FanOut, machine: Machine, *args: Any, **named: An
 _begin = FanOut.__init__
 
 
-def _start_what_is_not_stale(self: Any, pool: Any, report: tick.TickReport, claims: list[Claim]) -> Any:
+def _start_what_is_not_stale(self: Any, pool: Any, report: TickReport, claims: list[Claim]) -> Any:
     return _start_all(self, pool, report, [] if self._wake.has_news else claims)
 
 
@@ -171,7 +173,7 @@ def _checked_at_any_time(self: Authority, *, max_age_s: float = 0.0, since: floa
 @contextmanager
 def _vouch_for_nothing() -> Iterator[None]:
     with (
-        patch.object(tick, "_vouch", lambda *_: None),
+        patch.object(claiming, "_vouch", lambda *_: None),
         patch.object(Authority, "check", _checked_at_any_time),
     ):
         yield
@@ -218,14 +220,14 @@ def _peek_without_comparing() -> Iterator[None]:
         version = drop.version or seen.drop.version
         return replace(seen, drop=replace(seen.drop, version=version))
 
-    with patch.object(tick, "peek", believe), patch.object(dispatch, "peek", believe):
+    with patch.object(claiming, "peek", believe), patch.object(dispatch, "peek", believe):
         yield
 
 
 def _uncover_older_versions(machine: Machine, inbox: Inbox, busy: Any) -> None:
     for drop in inbox.superseded:
         if drop.job_id not in busy:
-            tick._discard(machine, drop)
+            discard.try_discard(machine, drop)
 
 
 def _emit_under_a_new_name(machine: Machine, job: Any, *, parent: str, name: str) -> str:
@@ -321,7 +323,7 @@ def _pointers(new: Any) -> Iterator[None]:
 
 @contextmanager
 def _both(name: str, new: Any) -> Iterator[None]:
-    with patch.object(dispatch, name, new), patch.object(tick, name, new):
+    with patch.object(dispatch, name, new), patch.object(discard, name, new):
         yield
 
 
@@ -384,7 +386,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("a replaced drop is not begun", _peek_without_comparing, ("reuploads",)),
     Mutant(
         "what was read before the claim is read again",
-        _swap(tick, "_still_true", lambda peeked, _: peeked),
+        _swap(claiming, "_still_true", lambda peeked, _: peeked),
         ("reuploads",),
     ),
     Mutant(

@@ -25,7 +25,8 @@ from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingStore
 from processor.testing.faults import Fault, FaultPlan, FaultyStore, When
 from processor.testing.machine import Bench
-from processor.tick import TickReport, tick
+from processor.tick import tick
+from processor.tick_report import TickReport
 from tests.support.pictures import captioned, encoded, picture, upload
 
 NAME = "zoe"

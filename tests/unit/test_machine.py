@@ -23,7 +23,8 @@ from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingLeases, CountingStore
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
-from processor.tick import TickReport, tick
+from processor.tick import tick
+from processor.tick_report import TickReport
 
 JOB = {"workflow": "noop"}
 

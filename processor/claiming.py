@@ -1,0 +1,197 @@
+"""Claim what is due: look at drops, oldest first, and take the leases of those that are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from functools import partial
+
+import structlog
+
+from processor.attempt import Claim
+from processor.discard import try_discard
+from processor.errors import ForeignAuthority, StoreError
+from processor.events import JobClaimed
+from processor.inbox import Drop, Inbox
+from processor.leases.lease import Lease
+from processor.machine import Machine
+from processor.parallel import each
+from processor.peek import Peeked, peek
+from processor.tick_report import TickReport
+
+log = structlog.get_logger(__name__)
+
+_LOOKAHEAD = 4
+"""Drops peeked at per job that could be claimed: among them priority decides, then age."""
+_NEWEST = 16
+"""Of a longer queue so many are looked at from its end, too, for what is urgent."""
+_AT_ONCE = 32
+"""Drops peeked at side by side: a cloud's tick looks at a hundred, each a round trip away."""
+_FEW = 8
+"""Up to here one after the other: threads cost more than they save where the store is near."""
+
+
+def claim(machine: Machine, report: TickReport, *, capacity: int, busy: Collection[str]) -> list[Claim]:
+    """Claim up to `capacity` jobs that are free, however much of the inbox others have in hand.
+
+    Higher priority goes first, then age: among the next few drops, and what was dropped last.
+
+    Returns:
+        The new claims, which the report has, too.
+    Cost: 1 request and 1 of the lease store per job claimed, and 1 of the latter for all of them;
+        1 and 3 for each that another runner has.
+    """
+    if report.inbox is None:
+        return []
+    before, wanted = len(report.claims), capacity * _LOOKAHEAD
+    if report.looked == 0:
+        _put_urgent_ones_first(machine, report, report.inbox, wanted, busy)
+    while len(report.claims) < before + capacity and not machine.stop.is_set() and not report.out_of_reach:
+        if not report.ready:
+            _look_further(machine, report, report.inbox, wanted, busy)
+        if not report.ready:
+            break
+        peeked = report.ready.pop(0)
+        if peeked.drop.job_id not in busy:
+            _take(machine, report, report.inbox, peeked)
+    claims = report.claims[before:]
+    _vouch(machine, claims)
+    return claims
+
+
+def claim_more(
+    machine: Machine, report: TickReport, *, capacity: int, busy: Collection[str] = ()
+) -> list[Claim]:
+    """Claim further jobs of those that a tick found, without looking at the inbox again.
+
+    A re-upload since that tick is as one that arrives while the job runs, and a pause or a
+    cancel request is noticed later by as much: only for reports that are seconds old.
+
+    Returns:
+        The new claims. A problem is noted in the report, as `tick` does.
+    Cost: as `claim`, and for the authority 1 request of each where its last check is older than a
+        commit would take.
+    """
+    if report.inbox is None or report.problem or machine.stop.is_set():
+        return []
+    try:
+        machine.authority.check(max_age_s=machine.policy.authority_max_age_s)
+    except ForeignAuthority as error:
+        report.problem, report.refused = str(error), "authority"
+        return []
+    except StoreError as error:
+        report.problem = str(error)
+        return []
+    return claim(machine, report, capacity=capacity, busy=busy)
+
+
+def _take(machine: Machine, report: TickReport, inbox: Inbox, peeked: Peeked) -> None:
+    lease = _acquire(machine, peeked.drop, report)
+    if lease is None:
+        return
+    machine.observe(JobClaimed(lease.job_id, peeked.drop.key))
+    report.claims.append(
+        Claim(peeked.drop, lease, inbox.cancels.get(lease.job_id), _still_true(peeked, lease))
+    )
+
+
+def _put_urgent_ones_first(
+    machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
+) -> None:
+    """Look behind a long queue: who drops something urgent has just done so.
+
+    Cost: 1 request for each of the last few drops, which is not made again when their turn comes.
+    """
+    behind = _unknown(inbox.due[wanted:][-_NEWEST:], inbox, busy)
+    report.glanced = dict(_peek_all(machine, behind))
+    urgent = {
+        drop
+        for drop, peeked in report.glanced.items()
+        if peeked is not None and peeked.state == "ready" and peeked.priority > 0
+    }
+    if urgent:
+        inbox.due.sort(key=lambda drop: drop not in urgent)  # stable: the others keep their order
+
+
+def _look_further(
+    machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
+) -> None:
+    """Look at the next drops, oldest first, until so many are ready or none is left."""
+    while report.looked < len(inbox.due) and len(report.ready) < wanted and not report.out_of_reach:
+        end = report.looked + min(wanted - len(report.ready), _AT_ONCE)
+        drops = inbox.due[report.looked : end]
+        report.looked += len(drops)
+        report.leased += sum(drop.key in inbox.held for drop in drops)
+        unknown = _unknown(drops, inbox, busy)
+        seen = report.glanced | dict(
+            _peek_all(machine, [drop for drop in unknown if drop not in report.glanced])
+        )
+        for drop in unknown:
+            _note(machine, drop, seen[drop], report)
+    report.ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
+
+
+def _unknown(drops: list[Drop], inbox: Inbox, busy: Collection[str]) -> list[Drop]:
+    """Those that neither wait for an older version of theirs nor are worked on here."""
+    return [
+        drop for drop in drops if drop.key not in inbox.held and not (drop.version and drop.job_id in busy)
+    ]
+
+
+def _vouch(machine: Machine, claims: list[Claim]) -> None:
+    """Ask who rules now that leases are held, once for all of them: their commits need to know."""
+    if claims:
+        with suppress(StoreError, ForeignAuthority):  # then they ask themselves
+            machine.authority.check(
+                max_age_s=machine.policy.authority_max_age_s,
+                since=max(claim.lease.held_since for claim in claims),
+            )
+
+
+def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:
+    """What was read before the claim; None if somebody else had the job, maybe since then."""
+    return peeked if lease.epoch == 1 else None
+
+
+def _peek_all(machine: Machine, drops: list[Drop]) -> Iterable[tuple[Drop, Peeked | None]]:
+    look = partial(_peek, machine)
+    if len(drops) > _FEW:
+        return each(look, drops)
+    return ((drop, look(drop)) for drop in drops)
+
+
+def _note(machine: Machine, drop: Drop, peeked: Peeked | None, report: TickReport) -> None:
+    if peeked is None:
+        report.failures += 1
+        return
+    match peeked.state:
+        case "ready":
+            report.ready.append(peeked)
+        case "superseded":
+            try_discard(machine, drop)
+        case "young":
+            report.young += 1
+        case "later" | "elsewhere":
+            report.later += 1
+        case "withdrawn":
+            pass  # nothing is inferred from one answer; the next listing tells
+
+
+def _peek(machine: Machine, drop: Drop) -> Peeked | None:
+    now = machine.clock.now()
+    try:
+        return peek(machine.stores.main, drop, policy=machine.policy, place=machine.launcher.place, now=now)
+    except StoreError as error:
+        log.warning("drop.not_read", key=drop.key, why=str(error))
+        return None
+
+
+def _acquire(machine: Machine, drop: Drop, report: TickReport) -> Lease | None:
+    lease = None
+    try:
+        lease = machine.leases.acquire(drop.job_id, nonce=machine.nonce())
+    except StoreError as error:
+        log.warning("lease.not_acquired", key=drop.key, why=str(error))
+        report.failures += 1
+    report.leased += lease is None
+    return lease

@@ -262,9 +262,22 @@ class Mornings:
             with self._lock:
                 self._late.pop(morning, None)
 
+    def tell_early(self) -> None:
+        """Report the night that is open as far as it has come; its morning makes that anew.
+
+        Cost: none by day, else see `make_report`.
+        """
+        night, now = self._machine.policy.night, self._machine.clock.now()
+        if night is None or not night.is_open(now):
+            return
+        try:
+            make_report(self._machine, night.begun(now))
+        except StoreError as error:
+            log.warning("night.not_reported", why=str(error))
+
     def _reported(self, window: Window) -> bool:
         try:
-            self._machine.stores.main.stat(night_report_key(window.morning))
+            report = self._machine.stores.main.stat(night_report_key(window.morning))
         except NotFound:
             return False
-        return True
+        return report.modified >= window.closes

@@ -90,7 +90,8 @@ def run(
 
     Args:
         concurrency: jobs in work at a time; their tasks share one launcher.
-        night_open: take held nightly jobs now (or never); None asks the policy's window.
+        night_open: take held nightly jobs now (or never); None asks the policy's window. With
+            `once` they are reported at the end, although their night may not be over.
         period_s: the longest pause between two looks at the inbox.
         wake: set by whoever knows that something was dropped.
     Returns:
@@ -142,6 +143,8 @@ class _Loop:
                 self._wake.wait(self._pause_s(tick_report))
         if not stop.is_set() and self._report.problem is None:
             self._mornings.look()
+            if once and self._night_open:
+                self._mornings.tell_early()
         return self._report
 
     def _report_the_night(self, pool: Executor) -> None:

@@ -125,6 +125,22 @@ def test_a_job_that_ends_after_its_night_makes_the_report_anew(bench: Bench) -> 
     assert len(announced) == 1
 
 
+def test_who_asks_for_the_night_now_is_told_now(bench: Bench) -> None:
+    """Before it is over; its morning then reports the whole, and announces that."""
+    bench.drop(job(name="early"), "inbox/nightly/a.json")
+    at(bench, 2)
+    machine = bench.machine()
+    run(machine, once=True, night_open=True)
+    assert [entry["name"] for entry in bench.read(REPORT)["jobs"]] == ["early"]
+    bench.drop(job(name="late"), "inbox/nightly/b.json")
+    at(bench, 6)
+    work(bench)
+    at(bench, 8)
+    announced: list[NightReport] = []
+    Mornings(bench.machine(), announce=announced.append).look()
+    assert {entry.name for entry in announced[0].jobs} == {"early", "late"}
+
+
 def test_failures_come_first_and_say_why(bench: Bench) -> None:
     bench.drop(b"{", "inbox/nightly/broken.json")
     bench.drop(job(), "inbox/nightly/fine.json")

@@ -33,6 +33,8 @@ from tests.benchmarks.servers import make_bucket, rclone_server
 RENDER = "handlers.render:RenderHandler"
 JOBS = 12
 """In work at a time, so that while some are committed others wait in the engine's queue."""
+_TURNS = 6
+"""Long renders take turns this often: what else this machine does changes within minutes."""
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 
 TINY: dict[str, Any] = {
@@ -259,13 +261,14 @@ def _fit(side: Side) -> int:
 
 
 def _diffusion(work: Path, tasks: int, engine: dict[str, str | None]) -> Figure:
+    in_turn = max(1, tasks // _TURNS)
     with _side(work, DIFFUSION, engine) as side:
         found = alternate(
             {
-                "ours": lambda: side.through_the_machine(tasks) / tasks,
-                "ceiling": lambda: side.queue_kept_full(tasks) / tasks,
+                "ours": lambda: side.through_the_machine(in_turn) / in_turn,
+                "ceiling": lambda: side.queue_kept_full(in_turn) / in_turn,
             },
-            rounds=2,
+            rounds=_TURNS,
         )
     share = ratio(found["ceiling"], found["ours"])
     return Figure(
@@ -274,7 +277,7 @@ def _diffusion(work: Path, tasks: int, engine: dict[str, str | None]) -> Figure:
         f"{found['ceiling'].median:.2f} s each)",
         "≥ 0.98",
         share >= 0.98,
-        "random-weight SD 1.5, 64×64, 2 steps, on the CPU",
+        f"random-weight SD 1.5, 64×64, 2 steps, on the CPU; {_TURNS} rounds of {in_turn}, either side",
     )
 
 

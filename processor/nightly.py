@@ -268,10 +268,10 @@ class Mornings:
         Cost: none by day, else see `make_report`.
         """
         night, now = self._machine.policy.night, self._machine.clock.now()
-        if night is None or not night.is_open(now):
+        if night is None or now not in (window := night.begun(now)):
             return
         try:
-            make_report(self._machine, night.begun(now))
+            make_report(self._machine, window)
         except StoreError as error:
             log.warning("night.not_reported", why=str(error))
 

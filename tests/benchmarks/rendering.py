@@ -20,6 +20,7 @@ from unittest.mock import patch
 import requests
 from websockets.sync.client import connect
 
+from handlers.render.api import Api
 from handlers.render.engine import Engine
 from handlers.render.handler import RenderHandler
 from processor.machine import Machine
@@ -122,16 +123,14 @@ class Side:
         """The ceiling: everything queued at once, nothing fetched."""
         api, client_id = self.engine.api, self.engine.client.client_id
         # Told by the socket when nothing is left: whoever asks for it, and often, costs what it measures.
-        with connect(f"{api.url.replace('http', 'ws', 1)}/ws?clientId={uuid.uuid4().hex}") as socket:
+        with connect(api.socket_url(uuid.uuid4().hex)) as socket:
             began = time.perf_counter()
             for graph in self.graphs(tasks):
                 number = next(self.numbers)
                 status, answer = api.submit(graph, prompt_id=f"ceiling-{number}", client_id=client_id)
                 assert status == 200, answer
-            while (
-                _queue_remaining(socket.recv(timeout=600)) != 0
-                or api._get("/prompt")["exec_info"]["queue_remaining"]
-            ):
+            # The first message comes with the connection, when nothing waits yet.
+            while not _says_empty(socket.recv(timeout=600)) or self._waits():
                 pass
             return time.perf_counter() - began
 
@@ -143,23 +142,23 @@ class Side:
 
         def work() -> None:
             for graph in self.graphs(tasks):
-                assert _like_a_public_worker(self.engine.api.url, graph, self.store) == 1
+                assert _like_a_public_worker(self.engine.api, graph, self.store) == 1
 
         return seconds(work)
 
 
-def _like_a_public_worker(url: str, graph: dict[str, Any], store: S3Store) -> int:
+def _like_a_public_worker(api: Api, graph: dict[str, Any], store: S3Store) -> int:
     """What runpod-workers/worker-comfyui does with a job, in its `handler.py`: a socket of the job's
     own, `requests` without a session, the history, each file by /view, and its upload by boto3.
 
     Returns:
         How many files were uploaded.
     """
-    client_id = uuid.uuid4().hex
-    with connect(f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}") as socket:
+    url, client_id = api.url, uuid.uuid4().hex
+    with connect(api.socket_url(client_id)) as socket:
         body: dict[str, Any] = {"prompt": graph, "client_id": client_id}
         prompt_id = requests.post(f"{url}/prompt", json=body, timeout=30).json()["prompt_id"]
-        while not _is_end(socket.recv(timeout=60), prompt_id):
+        while not _says_ended(socket.recv(timeout=60), prompt_id):
             pass
     history = requests.get(f"{url}/history/{prompt_id}", timeout=30).json()[prompt_id]
     images = [image for output in history["outputs"].values() for image in output["images"]]
@@ -170,22 +169,20 @@ def _like_a_public_worker(url: str, graph: dict[str, Any], store: S3Store) -> in
     return len(images)
 
 
-def _queue_remaining(message: str | bytes) -> int | None:
-    """What a message says of the queue; None if it is about something else."""
-    if isinstance(message, bytes):
-        return None
-    told = json.loads(message)
-    if told["type"] != "status":
-        return None
-    return int(told["data"]["status"]["exec_info"]["queue_remaining"])
+def _says_empty(message: str | bytes) -> bool:
+    data = _data(message, "status")
+    return data is not None and data["status"]["exec_info"]["queue_remaining"] == 0
 
 
-def _is_end(message: str | bytes, prompt_id: str) -> bool:
-    if isinstance(message, bytes):
-        return False
-    told = json.loads(message)
-    about = told.get("data", {})
-    return told["type"] == "executing" and about.get("node") is None and about.get("prompt_id") == prompt_id
+def _says_ended(message: str | bytes, prompt_id: str) -> bool:
+    data = _data(message, "executing")
+    return data is not None and data["node"] is None and data["prompt_id"] == prompt_id
+
+
+def _data(message: str | bytes, kind: str) -> dict[str, Any] | None:
+    """What a message of the engine tells; None for one of another kind, such as a preview picture."""
+    told = {} if isinstance(message, bytes) else json.loads(message)
+    return told["data"] if told.get("type") == kind else None
 
 
 def run(_work: Path) -> list[Figure]:

@@ -289,14 +289,14 @@ class TestParts:
     def test_no_part_is_held_in_memory(self, rclone: str, large: Path) -> None:
         """Four are on their way at a time, which would be a quarter of a gigabyte."""
         store = make_bucket(rclone, part_bytes=5 * MIB, key_id=rclone_keys.KEY_ID, secret=rclone_keys.SECRET)
-        store.put("warm", b"x")
+        store.put("warm", large)  # what boto3 loads with its first upload in parts is not the upload's
         tracemalloc.start()
         try:
             store.put("large", large)
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert peak_bytes < 10 * MIB
+        assert peak_bytes < 5 * MIB
         store.close()
 
     def test_a_part_that_fails_leaves_nothing(self, hasty: S3Store, b2: B2Like, large: Path) -> None:

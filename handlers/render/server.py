@@ -46,6 +46,7 @@ _ENV_NAMES: Final = frozenset(
 _ENV_PREFIXES: Final = (
     "LC_",
     *("OMP_", "GOMP_", "KMP_", "MKL_"),
+    *("THP_", "MALLOC_", "GLIBC_TUNABLES"),
     "CUDA_",
     "NVIDIA_",
     "NCCL_",
@@ -277,6 +278,9 @@ def child_environment(environment: dict[str, str]) -> dict[str, str]:
         # torch's threads else spin for milliseconds after each operation, on cores that the next
         # task's upload could use: docs/performance.md.
         "OMP_WAIT_POLICY": "passive",
+        # torch (since 2.2) then asks Linux for pages of 2 MiB: else a third of a CPU's time goes into
+        # faulting in pages of 4 KiB for each step's tensors. PyTorch's c10/core/impl/alloc_cpu.cpp.
+        "THP_MEM_ALLOC_ENABLE": "1",
         **kept,
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",

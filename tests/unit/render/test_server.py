@@ -47,6 +47,13 @@ def test_environment_holds_no_secret() -> None:
     assert "x" not in kept.values()
 
 
+def test_tensors_lie_in_huge_pages() -> None:
+    """Unless somebody says otherwise; their own allocator's settings are kept, too."""
+    assert child_environment({})["THP_MEM_ALLOC_ENABLE"] == "1"
+    chosen = {"THP_MEM_ALLOC_ENABLE": "0", "MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert chosen.items() <= child_environment(chosen).items()
+
+
 def test_threads_without_work_leave_the_cores_alone() -> None:
     """Unless somebody says otherwise."""
     assert child_environment({})["OMP_WAIT_POLICY"] == "passive"

@@ -50,7 +50,8 @@ def test_environment_holds_no_secret() -> None:
 def test_tensors_lie_in_huge_pages() -> None:
     """Unless somebody says otherwise; their own allocator's settings are kept, too."""
     assert child_environment({})["THP_MEM_ALLOC_ENABLE"] == "1"
-    chosen = {"THP_MEM_ALLOC_ENABLE": "0", "MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    tunables = "glibc.malloc.hugetlb=1"
+    chosen = {"THP_MEM_ALLOC_ENABLE": "0", "MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": tunables}
     assert chosen.items() <= child_environment(chosen).items()
 
 

@@ -47,6 +47,10 @@ class Spread:
         return statistics.median(self.values)
 
     @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
     def low(self) -> float:
         return min(self.values)
 

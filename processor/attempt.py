@@ -165,7 +165,8 @@ class Trying:
         return ErrorReport(
             kind=ErrorKind.CRASHED,
             what=f"given up after {len(lines)} attempts that did not end",
-            mend="The engine log of each attempt lies beside its results; `dropbatch retry` tries again",
+            mend="The engine log of each attempt lies beside its results; "
+            + ("`dropbatch retry` tries the rest again" if self.plan else "drop it anew to try again"),
             details=lines,
         )
 

@@ -9,7 +9,6 @@ are there; `_READY` is there and one later listing agrees; or two listings at le
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -22,6 +21,7 @@ from processor.errors import JobInvalid
 from processor.inbox import identity, is_marker
 from processor.layout import DATASETS_INBOX, STATE, slug
 from processor.models import Model
+from processor.reading import parse_json
 from processor.store import ObjectInfo, Page
 
 READY: Final = "_READY"
@@ -33,6 +33,8 @@ MAX_LISTED_BYTES: Final = 16 * 1024 * 1024
 _INVENTORIES: Final = f"{STATE}inventories/"
 _NAMED: Final = 20
 """So many missing files are named; a report of thousands helps nobody."""
+_SHOWN: Final = 200
+"""Characters of a name that it says; what it says is remembered, in a small file."""
 _RESTLESS: Final = 10
 """Fewer changes than this are no endless upload, however long ago the first look was."""
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]{0,99}")
@@ -184,10 +186,7 @@ def parse_listed(data: bytes, *, where: str) -> dict[str, int]:
     Raises:
         JobInvalid: it is no such list.
     """
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise JobInvalid(f"not valid JSON: {error}", where=where) from None
+    value = parse_json(data, key=where)
     files = value.get("files") if isinstance(value, dict) else None
     sizes = files.values() if isinstance(files, dict) else ()
     if not isinstance(files, dict) or not all(type(size) is int and size >= 0 for size in sizes):
@@ -203,7 +202,9 @@ def missing_files(listed: Mapping[str, int], inventory: Inventory) -> list[str]:
     """What a manifest lists that is not there at its size: at most 20 names, with the reason."""
     there = {file.name: file.size_bytes for file in inventory.files}
     wanting = [
-        f"{name} (not there)" if name not in there else f"{name} ({there[name]:,} of {size:,} bytes)"
+        f"{name[:_SHOWN]} (not there)"
+        if name not in there
+        else f"{name[:_SHOWN]} ({there[name]:,} of {size:,} bytes)"
         for name, size in sorted(listed.items())
         if there.get(name) != size
     ]

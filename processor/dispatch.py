@@ -23,7 +23,7 @@ from processor.log import Line, unit_of_work
 from processor.machine import Machine
 from processor.models import JobBase
 from processor.peek import peek
-from processor.plan import copied_results, elect_plan
+from processor.plan import copied_results, elect_plan, known_plan
 from processor.records import Manifest, Outcome, Plan, TaskResult
 from processor.report import error_report
 from processor.reuse import reused_results
@@ -167,16 +167,28 @@ def _attempt(trying: Trying) -> Manifest:
         if trying.may_have_history:
             store, limit = machine.stores.main, policy.max_record_bytes
             trying.history = read_history(store, trying.job_id, limit_bytes=limit)
-            if len(trying.history.attempts) >= (job.max_attempts or policy.max_attempts):
+            allowed, begun = job.max_attempts or policy.max_attempts, len(trying.history.attempts)
+            if begun > allowed:  # looking for what was finished was fatal, too
                 return trying.manifest(Outcome.DEAD, error=trying.exhausted())
             # Before planning: a drop that kills its planner must use up its attempts, too.
             trying.begin()
-        if trying.claim.cancel is not None:
+            if begun == allowed:
+                return _dead(trying)
+        if trying.claim.cancel is not None and not trying.history.result_keys:
             return trying.manifest(Outcome.CANCELLED)
         trying.plan = plan = elect_plan(trying, job)
     except JobInvalid as error:
         return trying.manifest(Outcome.INVALID, error=error_report(error))
     return _fan_out(trying, job, plan)
+
+
+def _dead(trying: Trying) -> Manifest:
+    """The manifest of a job whose attempts are used up, with whatever they had finished."""
+    trying.plan = known_plan(trying)
+    finished = [result for _, result in sorted(_adopted(trying, trying.plan).items())] if trying.plan else []
+    dead = trying.manifest(Outcome.DEAD, error=trying.exhausted(), results=finished)
+    # This one only gathers; what it wrote of itself is for the next, should even that be fatal.
+    return dead.model_copy(update={"attempts": trying.history.summaries})
 
 
 def _read_drop(machine: Machine, claim: Claim) -> JobBase:
@@ -214,11 +226,15 @@ def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
 
 
 def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, TaskResult]:
-    machine = trying.machine
-    adopted = adopt(machine.stores.main, trying.history, plan, limit_bytes=machine.policy.max_record_bytes)
+    machine, adopted = trying.machine, _adopted(trying, plan)
     if job.retry_of is None or job.retry_tasks == "all":
         return reused_results(machine, job, plan, attempt=trying.name, known=adopted) | adopted
     return copied_results(machine, job.retry_of, trying.name, plan) | adopted
+
+
+def _adopted(trying: Trying, plan: Plan) -> dict[int, TaskResult]:
+    store, limit = trying.machine.stores.main, trying.machine.policy.max_record_bytes
+    return adopt(store, trying.history, plan, limit_bytes=limit)
 
 
 def _verdict(plan: Plan, fanned: FanOutResult) -> Outcome:

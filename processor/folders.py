@@ -50,6 +50,8 @@ def look_at_folders(machine: Machine, inbox: Inbox) -> dict[str, Look]:
             looks[folder.name] = _Look(machine, inbox, folder).take()
         except StoreError as error:
             log.warning("dataset.not_looked_at", dataset=folder.name, why=str(error))
+        except Exception:  # one folder never keeps a tick from its drops
+            log.exception("dataset.defect", dataset=folder.name)
     return looks
 
 

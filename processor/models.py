@@ -87,8 +87,9 @@ Gpu = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,24}(:[1-8])?$")
 class Origin(Model):
     """Who dropped an emitted job: with its name, the parent makes the job id."""
 
-    parent: Name
-    name: Name
+    parent: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    """A job's id, or the key of what it was made from."""
+    name: Annotated[str, StringConstraints(min_length=1, max_length=300)]
 
 
 class Output(Model):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import structlog
+from pydantic import ValidationError
+
 from processor.attempt import Trying
 from processor.commit import standing
-from processor.errors import JobInvalid, NotFound, StoreError
+from processor.errors import JobInvalid, NotFound, StoreError, StoreUnavailable
 from processor.handler import PlanContext
 from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
@@ -14,6 +17,8 @@ from processor.machine import Machine
 from processor.models import JobBase
 from processor.records import Attempt, Plan, TaskResult, dump
 from processor.store import read_bytes
+
+log = structlog.get_logger(__name__)
 
 
 def elect_plan(trying: Trying, job: JobBase) -> Plan:
@@ -27,7 +32,7 @@ def elect_plan(trying: Trying, job: JobBase) -> Plan:
     Cost: 1 request and 1 of the lease store; 1 more of each for a later attempt.
     """
     leases = trying.machine.leases.store
-    election = f"plan/{trying.job_id}"
+    election = _election(trying.job_id)
     if trying.claim.lease.epoch > 1 and (winner := leases.read(election)) is not None:
         return _winners(trying, winner)
     trying.plan = _make(trying, job)
@@ -35,6 +40,25 @@ def elect_plan(trying: Trying, job: JobBase) -> Plan:
     sha256 = hashlib.sha256(dump(trying.plan)).hexdigest()
     winner = leases.create(election, {"nonce": trying.name, "sha256": sha256})
     return trying.plan if winner["nonce"] == trying.name else _winners(trying, winner)
+
+
+def known_plan(trying: Trying) -> Plan | None:
+    """The plan that an earlier attempt got elected; None where none was, or it can't be read any more.
+
+    Raises:
+        StoreUnavailable: unknown.
+    Cost: 1 request and 1 of the lease store.
+    """
+    winner = trying.machine.leases.store.read(_election(trying.job_id))
+    if winner is None:
+        return None
+    try:
+        return _winners(trying, winner)
+    except StoreUnavailable:
+        raise
+    except (StoreError, ValidationError) as error:
+        log.warning("plan.not_known", job_id=trying.job_id, why=str(error))
+        return None
 
 
 def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> dict[int, TaskResult]:
@@ -59,6 +83,10 @@ def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> d
             update={"files": files, "attempt": attempt, "reused_from": parent, "cost_usd": 0.0}
         )
     return copied
+
+
+def _election(job_id: str) -> str:
+    return f"plan/{job_id}"
 
 
 def _make(trying: Trying, job: JobBase) -> Plan:

@@ -117,6 +117,8 @@ class Recurring:
                     emitted += _emit(machine, item, known, zone)
                 except StoreError as error:
                     log.warning("template.not_looked_at", key=item.key, why=str(error))
+                except Exception:  # one template never keeps others from being due
+                    log.exception("template.defect", key=item.key)
             self._known = seen
         return emitted
 

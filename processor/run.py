@@ -24,6 +24,12 @@ from processor.tick_report import TickReport
 log = structlog.get_logger(__name__)
 
 _SWEEP_EVERY_S = 3600.0
+_REST_S = 5.0
+"""A job that was given back is left alone for so long, and twice as long each further time: what
+refused it a moment ago (a key, a cap, a full disk) mostly refuses it still."""
+_MAX_REST_S = 600.0
+_GIVE_UP_AFTER = 3
+"""With `once`, so many times a job is given back before the run leaves it in the inbox."""
 _FRESH_S = 10.0
 """For so long jobs are claimed from the last look at the inbox; unless something was dropped."""
 
@@ -56,6 +62,15 @@ class Wake:
     def wait(self, timeout_s: float) -> None:
         self._event.wait(timeout_s)
         self._event.clear()
+
+
+@dataclass(slots=True)
+class _Rest:
+    """A job that was given back here: how often, and until when it is left alone."""
+
+    times: int
+    until: float
+    """On the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -97,7 +112,8 @@ def run(
     Returns:
         When `machine.stop` is set (running tasks are asked to end, leases are given back),
         or with `once` when the inbox holds nothing this runner could still do; what another
-        runner has leased is waited for, since that runner may have died.
+        runner has leased is waited for, since that runner may have died. A job that can't be
+        brought to its end (a store refuses) is tried again ever later; with `once` three times.
     """
     loop = _Loop(machine, concurrency, period_s, wake or Wake(), on_tick=on_tick, night_open=night_open)
     return loop.run(once=once)
@@ -122,6 +138,7 @@ class _Loop:
         self._on_tick = on_tick
         self._lock = threading.Lock()
         self._busy: dict[str, Future[Manifest | None]] = {}
+        self._resting: dict[str, _Rest] = {}
         self._report = RunReport()
         self._problem_logged: str | None = None
         self._sweep_at = machine.clock.monotonic()
@@ -142,6 +159,7 @@ class _Loop:
                     self._sweep_now_and_then(pool)
                 self._wake.wait(self._pause_s(tick_report))
         if not stop.is_set() and self._report.problem is None:
+            self._report.problem = self._left_behind() if once else None
             self._mornings.look()
             if once and self._night_open:
                 self._mornings.tell_early()
@@ -184,7 +202,7 @@ class _Loop:
         capacity = self._concurrency - len(busy)
         if capacity <= 0 or not report.has_more:
             return []
-        claims = claim_more(self._machine, report, capacity=capacity, busy=busy)
+        claims = claim_more(self._machine, report, capacity=capacity, busy=busy | self._resting_ids())
         self._note_problem(report)
         return claims
 
@@ -192,8 +210,14 @@ class _Loop:
         with self._lock:
             return set(self._busy)
 
+    def _resting_ids(self) -> set[str]:
+        now = self._machine.clock.monotonic()
+        with self._lock:
+            return {job_id for job_id, rest in self._resting.items() if rest.until > now}
+
     def _tick(self, busy: set[str]) -> TickReport:
         capacity = self._concurrency - len(busy)
+        busy = busy | self._resting_ids()
         report = tick(self._machine, capacity=capacity, busy=busy, night_open=self._night_open)
         self._note_problem(report)
         if self._on_tick:
@@ -218,22 +242,45 @@ class _Loop:
             del self._busy[job_id]
             if manifest is None:
                 self._report.given_back += 1
+                self._let_rest(job_id)
             else:
+                self._resting.pop(job_id, None)
                 outcomes = self._report.outcomes
                 outcomes[manifest.outcome] = outcomes.get(manifest.outcome, 0) + 1
         self._wake.nudge()
 
+    def _let_rest(self, job_id: str) -> None:
+        now = self._machine.clock.monotonic()
+        before = self._resting.get(job_id)
+        times = before.times + 1 if before else 1
+        self._resting[job_id] = _Rest(times, now + min(_MAX_REST_S, _REST_S * 2 ** (times - 1)))
+        for other, rest in list(self._resting.items()):
+            if now - rest.until > _MAX_REST_S:  # long gone, or somebody else's
+                del self._resting[other]
+
+    def _left_behind(self) -> str | None:
+        """What a run that ends leaves in the inbox, since it could not bring it to its end."""
+        left = [job_id for job_id, rest in self._resting.items() if rest.times >= _GIVE_UP_AFTER]
+        if not left:
+            return None
+        return f"given back {_GIVE_UP_AFTER} times and left in the inbox: {', '.join(left)}; the log says why"
+
     def _finished(self, report: TickReport) -> bool:
+        now = self._machine.clock.monotonic()
         with self._lock:
             if self._busy or report.claims:
+                return False
+            if any(rest.until > now and rest.times < _GIVE_UP_AFTER for rest in self._resting.values()):
                 return False
         return report.problem is not None or report.paused or not (report.young or report.leased)
 
     def _pause_s(self, report: TickReport) -> float:
+        now = self._machine.clock.monotonic()
         with self._lock:
             full = len(self._busy) >= self._concurrency
+            rested_s = [rest.until - now for rest in self._resting.values() if rest.until > now]
         # A full runner is woken by whichever job ends; it need not look before.
-        return self._period_s if full else min(report.next_wake_s, self._period_s)
+        return self._period_s if full else min(report.next_wake_s, self._period_s, *rested_s)
 
 
 def _sweep_quietly(machine: Machine) -> None:

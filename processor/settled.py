@@ -29,11 +29,15 @@ def settled_jobs(store: Store, *, since: datetime, until: datetime) -> list[str]
     A drop that was settled twice (a crash in between) counts once. A few seconds outside the
     span may be taken in, for the day is the manifest's and the time the drop's: manifests tell.
 
+    Of a longer span the last `MAX_DAYS` are looked at, and it is said.
+
     Cost: 2 requests a (UTC) day, and 1 more per 1,000 jobs of it.
     """
     found: dict[str, datetime] = {}
-    day = since.astimezone(UTC).date()
-    last = min(until.astimezone(UTC).date(), day + timedelta(days=MAX_DAYS))
+    last, day = until.astimezone(UTC).date(), since.astimezone(UTC).date()
+    if last - day > timedelta(days=MAX_DAYS):
+        day = last - timedelta(days=MAX_DAYS)
+        log.warning("history.cut_short", looked_back_to=f"{day:%Y-%m-%d}", days=MAX_DAYS)
     while day <= last:
         for top in (DONE, FAILED):
             prefix = f"{top}{day:%Y-%m-%d}/"

@@ -18,6 +18,7 @@ from processor.errors import JobInvalid
 
 if TYPE_CHECKING:
     from processor.config import Settings
+    from processor.models import JobBase
     from processor.records import Plan
     from processor.store import Store
 
@@ -72,7 +73,7 @@ def check_file(path: Path, settings: Settings, store: Store | None, *, cost: boo
     from processor.report import error_report
 
     try:
-        plan = _plan(path, settings, store)
+        job, plan = _plan(path, settings, store)
     except JobInvalid as error:
         report = error_report(error).model_dump(mode="json")
         return {"path": str(path), "valid": False, "error": report}
@@ -86,7 +87,7 @@ def check_file(path: Path, settings: Settings, store: Store | None, *, cost: boo
         from processor.cli.cost_table import cost_facts
 
         taught = store or (open_main(settings) if settings.bucket else None)
-        estimate = {"cost": cost_facts(plan, settings, taught)}
+        estimate = {"cost": cost_facts(plan, job, settings, taught)}
     return {
         "path": str(path),
         "valid": True,
@@ -99,13 +100,13 @@ def check_file(path: Path, settings: Settings, store: Store | None, *, cost: boo
         "nodes": dict(sorted(nodes.items())),
         "models": [f"{model.folder}/{model.name}" for model in plan.models],
         "files": [{"name": file.name, "source": file.source} for file in plan.inputs],
-        "gpu": plan.gpu,
+        "gpu": job.gpu or plan.gpu,
         "warnings": plan.warnings,
         **estimate,
     }
 
 
-def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
+def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase, Plan]:
     from processor.cli.job_files import graph_in_picture, read_limited
     from processor.config import resolve_handlers
     from processor.handler import PlanContext, Stores
@@ -135,7 +136,7 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> Plan:
         )
     finally:
         handler.close()
-    return plan
+    return job, plan
 
 
 def check_dataset(folder: Path, settings: Settings) -> dict[str, Any]:
@@ -191,7 +192,8 @@ def _print(facts: dict[str, Any]) -> None:
             out.print(f"  - {escape(detail)}")
         return
     if facts["kind"] == "ingest":
-        counts = f"{plural(facts['pictures'], 'picture')}, {plural(facts['captions'], 'caption')}"
+        videos = f"{plural(facts['videos'], 'video')}, " if facts["videos"] else ""
+        counts = f"{plural(facts['pictures'], 'picture')}, {videos}{plural(facts['captions'], 'caption')}"
         out.print(f"[green]✓[/green] {escape(facts['path'])}  dataset: {counts}, {size(facts['size_bytes'])}")
     else:
         out.print(f"[green]✓[/green] {escape(facts['path'])}  {plural(facts['tasks'], 'task')}")

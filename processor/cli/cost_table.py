@@ -9,6 +9,7 @@ from processor.cli import console
 
 if TYPE_CHECKING:
     from processor.config import Settings
+    from processor.models import JobBase
     from processor.records import Plan
     from processor.store import Store
 
@@ -24,8 +25,11 @@ _SAID: Final = {
 }
 
 
-def cost_facts(plan: Plan, settings: Settings, store: Store | None) -> dict[str, Any]:
-    """An estimate as JSON. Cost: 60 requests for two months of days, and 1 a job learned from."""
+def cost_facts(plan: Plan, job: JobBase, settings: Settings, store: Store | None) -> dict[str, Any]:
+    """An estimate as JSON, for the GPU that the job asks for, against the limit that it has.
+
+    Cost: 60 requests for two months of days, and 1 a job learned from.
+    """
     from processor.estimate import estimate, learn, seconds_on
     from processor.prices import prices
     from processor.settled import manifests, settled_jobs
@@ -35,7 +39,7 @@ def cost_facts(plan: Plan, settings: Settings, store: Store | None) -> dict[str,
     if store is not None:
         jobs = settled_jobs(store, since=now - timedelta(days=_DAYS), until=now)[-_JOBS:]
     history = learn(manifests(store, jobs)) if store is not None else learn(())
-    gpu = plan.gpu or _DEFAULT_GPU.get(plan.kind, "L40S")
+    gpu = job.gpu or plan.gpu or _DEFAULT_GPU.get(plan.kind, "L40S")
     made = estimate(plan, history, prices(), gpu=gpu)
     facts = made.model_dump(mode="json")
     seconds, basis, samples = seconds_on(plan, history, settings.machine_gpu)
@@ -45,8 +49,9 @@ def cost_facts(plan: Plan, settings: Settings, store: Store | None) -> dict[str,
         "basis": basis,
         "samples": samples,
     }
-    facts["limit_usd"] = settings.max_job_cost_usd
-    facts["over_limit"] = made.usd > settings.max_job_cost_usd
+    limit_usd = settings.max_job_cost_usd if job.max_cost_usd is None else job.max_cost_usd
+    facts["limit_usd"] = limit_usd
+    facts["over_limit"] = 0 < limit_usd < made.usd
     return facts
 
 

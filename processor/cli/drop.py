@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,12 +82,16 @@ def command(
         keep_dropping(store, paths, changes, nightly=nightly, limit_bytes=settings.job_file_limit_bytes)
         return
     jobs, folders, refused = _collect(paths, changes, settings.job_file_limit_bytes)
-    dropped = _upload(settings, store, jobs, folders, nightly=nightly, dataset_name=name)
-    if as_json:
-        console.print_json({"dropped": [_facts(item) for item in dropped], "refused": refused})
-    else:
-        for item in dropped:
-            print(item.job_id or item.key)
+    dropped: list[Dropped] = []
+    try:
+        dropped.extend(_upload(settings, store, jobs, folders, nightly=nightly, dataset_name=name))
+    finally:
+        # What lies in the inbox will run, also when a later upload failed.
+        if as_json:
+            console.print_json({"dropped": [_facts(item) for item in dropped], "refused": refused})
+        else:
+            for item in dropped:
+                print(item.job_id or item.key)
     if refused:
         raise typer.Exit(Exit.FAILED)
 
@@ -122,7 +127,7 @@ def _upload(
     *,
     nightly: bool,
     dataset_name: str | None,
-) -> list[Dropped]:
+) -> Iterator[Dropped]:
     from processor.cli.job_files import dataset_files
     from processor.cli.uploads import drop_dataset, drop_job, rclone_copier
 
@@ -132,12 +137,12 @@ def _upload(
     total_bytes = sum(len(job.data) + sum(p.stat().st_size for p in job.uploads.values()) for job in jobs)
     total_bytes += sum(path.stat().st_size for files in contents.values() for path in files)
     with console.transfer("uploading", total_bytes) as moved:
-        dropped = [drop_job(store, job, nightly=nightly, moved=moved) for job in jobs]
+        for job in jobs:
+            yield drop_job(store, job, nightly=nightly, moved=moved)
         for folder, files in contents.items():
             name = dataset_name or folder.resolve().name
             copier = rclone_copier(settings)
-            dropped.append(drop_dataset(store, folder, files, name=name, moved=moved, copier=copier))
-    return dropped
+            yield drop_dataset(store, folder, files, name=name, moved=moved, copier=copier)
 
 
 def _input(text: str) -> tuple[str, Path]:

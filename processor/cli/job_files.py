@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.cli.exits import UsageError
+from processor.datasets import LISTED
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
 from processor.reading import is_api_export, parse_json
@@ -22,7 +23,8 @@ INPUTS = "inputs/"
 IMAGES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".heic", ".heif", ".tif", ".tiff"}
 )
-MEDIA = IMAGES | {".mp4", ".webm", ".mov", ".mkv", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
+VIDEOS = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
+MEDIA = IMAGES | VIDEOS | {".wav", ".mp3", ".flac", ".ogg", ".m4a"}
 _MAX_PROMPTS_BYTES = 8 * 1024 * 1024
 
 
@@ -55,7 +57,7 @@ class JobFile:
 def find_sources(path: Path) -> tuple[list[Path], list[Path]]:
     """The job files and the dataset folders that a path on the command line means.
 
-    A folder with pictures in it is a dataset; one without is taken for a folder of job files.
+    A folder with pictures or videos in it is a dataset; one without is taken for a folder of job files.
 
     Raises:
         UsageError: there is nothing, or nothing that could be dropped.
@@ -64,11 +66,11 @@ def find_sources(path: Path) -> tuple[list[Path], list[Path]]:
         return [path], []
     if not path.is_dir():
         raise UsageError("no such file or folder", where=str(path))
-    if any(file.suffix.lower() in IMAGES for file in dataset_files(path)):
+    if any(file.suffix.lower() in IMAGES | VIDEOS for file in dataset_files(path)):
         return [], [path]
-    jobs = sorted(file for file in path.glob("*.json") if not is_marker(file.name))
+    jobs = sorted(file for file in path.glob("*.json") if not is_marker(file.name) and file.name != LISTED)
     if not jobs:
-        raise UsageError("neither pictures nor job files are in it", where=str(path))
+        raise UsageError("neither pictures, videos nor job files are in it", where=str(path))
     return jobs, []
 
 

@@ -60,11 +60,11 @@ def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
 
 
 def find_job(store: Store, reference: str) -> str:
-    """The one job id that begins with `reference`.
+    """The one job id that begins with `reference`, of those that have begun and those that wait.
 
     Raises:
         NoSuchJob: none does, or several do.
-    Cost: 2 requests for a full or unique id; those of a scan if it is only in the inbox.
+    Cost: 2 requests for a full id; for a beginning of one, or where it only waits, those of a scan, too.
     """
     found = []
     for job in job_ids(store, reference):
@@ -73,8 +73,9 @@ def find_job(store: Store, reference: str) -> str:
         found.append(job)
         if len(found) > 5:
             break
-    if not found:
-        found = [item.drop.job_id for item in waiting(store) if item.drop.job_id.startswith(reference)]
+    if len(found) < 2:
+        ids = (item.drop.job_id for item in waiting(store))
+        found += [job for job in ids if job.startswith(reference) and job not in found]
     if len(found) == 1:
         return found[0]
     if found:

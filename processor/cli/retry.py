@@ -22,7 +22,7 @@ def command(
     endpoint_url: EndpointUrl = None,
     config: Config = None,
 ) -> None:
-    """Run a job's failed tasks again, as a new job.
+    """Run a job's failed tasks again, and those that it never came to, as a new job.
 
     It uses the plan of the first one, drawn seeds and all; results that are good are copied.
 
@@ -43,7 +43,8 @@ def command(
         raise NoSuchJob("has not finished yet", where=parent, mend="`dropbatch status` shows how far it is")
     if manifest.job is None or manifest.plan is None:
         raise JobInvalid("never became tasks that could be tried again", where=parent, mend="Drop it anew")
-    if not all_tasks and all(result.status == "done" for result in manifest.tasks) and manifest.tasks:
+    done = sum(result.status == "done" for result in manifest.tasks)
+    if not all_tasks and done == len(manifest.plan.tasks):
         raise JobInvalid("none of its tasks failed", where=parent, mend="--all runs every task again")
     again: dict[str, Any] = {**manifest.job, "kind": manifest.kind, "retry_of": parent}
     again["retry_tasks"] = "all" if all_tasks else "failed"

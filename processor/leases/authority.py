@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, ValidationError
 
 from processor.clock import Clock
-from processor.errors import AlreadyExists, ForeignAuthority, NotFound, StoreUnavailable
+from processor.errors import AlreadyExists, ForeignAuthority, NotFound, StoreError, StoreUnavailable
 from processor.layout import AUTHORITY
 from processor.leases.protocol import LeaseStore, Record
 from processor.models import Model
@@ -71,6 +71,7 @@ class Authority:
             ForeignAuthority: another lease store rules here.
             StoreUnavailable: unknown, or the lease store was wiped and its longest lease
                 may still be running out.
+            StoreError: what stands in the bucket does not read as an authority.
         Cost: 1 request and 1 of the lease store, or 1 of the lease store; founding up to 4 more.
         """
         now = self._clock.monotonic()
@@ -170,6 +171,12 @@ class Authority:
             return Founding.model_validate_json(read_bytes(self._store, AUTHORITY, limit_bytes=_MAX_BYTES))
         except NotFound:
             return None
+        except ValidationError as error:
+            raise StoreError(
+                f"the bucket's authority does not read as one ({error.error_count()} errors)",
+                where=AUTHORITY,
+                mend="It was changed by hand, or by a newer Dropbatch: restore it, or update this one",
+            ) from None
 
 
 def _foreign(standing: Founding | None, backend: str) -> ForeignAuthority:

@@ -157,6 +157,27 @@ def test_a_manifest_that_lists_nothing_usable_is_named(data: bytes) -> None:
         parse_listed(data, where="x")
 
 
+@pytest.mark.parametrize(
+    "listed", [b'{"files": {"\\ud800.png": 5}}', b'{"files": ' + b"[" * 100_000, b'{"files": {"a.png": 5}} x']
+)
+def test_a_hostile_manifest_ends_its_own_folder_only(bench: Bench, listed: bytes) -> None:
+    """What no state, log or page could hold is refused as any broken list, and the tick goes on."""
+    upload(bench.main, NAME, {"_manifest.json": listed, "a.png": b"12345"})
+    upload(bench.main, "other", {**captioned(3), "_READY": b""})
+    work(bench)
+    manifests = {manifest["job"]["dataset"]: manifest for manifest in work(bench, seconds=600)}
+    assert manifests["other"]["outcome"] == "done"
+    assert manifests[NAME]["outcome"] == "invalid"
+
+
+def test_what_is_said_of_missing_files_is_bounded(bench: Bench, machine: Machine) -> None:
+    """It is remembered in a small file; names may be as long as somebody likes."""
+    names = {f"{k}{'n' * 100_000}.png": 5 for k in range(20)}
+    upload(bench.main, NAME, {"_manifest.json": json.dumps({"files": names}).encode(), "a.png": b"x"})
+    for _ in range(3):
+        assert look(machine).folders in ({NAME: "soon"}, {NAME: "waiting"})
+
+
 def test_a_folder_that_never_gets_complete_ends_invalid_naming_what_is_missing(bench: Bench) -> None:
     """After its deadline it fails, and what was uploaded is kept in `failed/`."""
     upload(bench.main, NAME, {"_manifest.json": b'{"files": {"a.png": 5, "b.png": 6}}', "a.png": b"12345"})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from processor.dispatch import process
-from processor.errors import ErrorKind, TaskFailed
+from processor.errors import AccessDenied, ErrorKind, TaskFailed
+from processor.events import JobClaimed, JobReleased, JobSettled
 from processor.handler import Remedy, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
 from processor.leases.protocol import Record
@@ -21,6 +22,7 @@ from processor.store.memory import MemoryStore
 from processor.sweep import sweep
 from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingLeases, CountingStore
+from processor.testing.faults import Fault, FaultPlan, FaultyStore
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
 from processor.tick import tick
@@ -170,6 +172,106 @@ def test_a_job_that_kills_its_runner_ends_dead_and_names_each_attempt(bench: Ben
     assert manifest["outcome"] == "dead"
     assert len(manifest["attempts"]) == 3
     assert all(attempt["attempt"] in str(manifest["error"]["details"]) for attempt in manifest["attempts"])
+
+
+def stopped_after_two_of(tasks: int, tmp_path: Path) -> Bench:
+    """A bench on whose only job one runner finished two tasks, and was stopped."""
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        if work.task.index == 2 and not machine.stop.is_set() and not bench.keys("failed/"):
+            machine.stop.set(ErrorKind.PREEMPTED)
+            context.stop.wait(10)
+            context.stop.check()
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1))
+    bench.drop(render(tasks))
+    machine = bench.machine()
+    assert run(machine, once=True).given_back == 1
+    machine.close()
+    return bench
+
+
+def test_what_a_dead_job_had_finished_is_kept(tmp_path: Path) -> None:
+    """It is given up with its results, and a retry runs the rest."""
+    bench = stopped_after_two_of(4, tmp_path)
+    for _ in range(bench.policy.max_attempts):
+        machine = bench.machine()
+        (claim,) = tick(machine, capacity=1).claims
+        _die_after_planning(machine, claim)
+        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    (manifest,) = finish(bench)
+    assert (manifest["outcome"], len(manifest["attempts"])) == ("dead", bench.policy.max_attempts)
+    assert [task["index"] for task in manifest["tasks"]] == [0, 1]
+    bench.drop({**render(4), "retry_of": manifest["job_id"]}, "inbox/jobs/again.json")
+    (second,) = [again for again in finish(bench) if again["job_id"] != manifest["job_id"]]
+    assert second["outcome"] == "done"
+    assert [task.get("reused_from") for task in second["tasks"]] == [manifest["job_id"]] * 2 + [None] * 2
+
+
+def test_looking_for_what_a_dead_job_had_finished_may_be_fatal_once(tmp_path: Path) -> None:
+    """A plan that kills its reader must not be read for ever."""
+    bench = stopped_after_two_of(4, tmp_path)
+    for _ in range(bench.policy.max_attempts + 1):
+        machine = bench.machine()
+        (claim,) = tick(machine, capacity=1).claims
+        _die_after_planning(machine, claim)
+        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    (manifest,) = finish(bench)
+    assert manifest["outcome"] == "dead"
+    assert not manifest.get("tasks")
+
+
+def test_cancelling_what_was_given_back_keeps_what_was_finished(tmp_path: Path) -> None:
+    """As `dropbatch cancel` promises; nothing more is run."""
+    bench = stopped_after_two_of(4, tmp_path)
+    machine = bench.machine()
+    report = tick(machine, capacity=0)
+    machine.close()
+    assert report.inbox is not None
+    bench.main.put(f"inbox/control/cancel/{report.inbox.due[0].job_id}", b"")
+    (manifest,) = finish(bench)
+    assert manifest["outcome"] == "cancelled"
+    assert [task["index"] for task in manifest["tasks"]] == [0, 1]
+    assert all(file["key"] in bench.all_keys for task in manifest["tasks"] for file in task["files"])
+
+
+class SkippingWake(Wake):
+    """Waits for jobs in work, and lets the clock pass where nobody works."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+        self.waited_s: list[float] = []
+
+    def wait(self, timeout_s: float) -> None:
+        begun = sum(isinstance(event, JobClaimed) for event in self._bench.events)
+        ended = sum(isinstance(event, JobSettled | JobReleased) for event in self._bench.events)
+        if begun > ended:
+            super().wait(30.0)
+        else:
+            self.waited_s.append(timeout_s)
+            self._bench.clock.advance(timeout_s)
+
+
+@pytest.mark.parametrize(("refusals", "outcomes"), [(2, {"done": 1}), (99, {})])
+def test_what_is_given_back_is_tried_again_ever_later(
+    tmp_path: Path, refusals: int, outcomes: dict[str, int]
+) -> None:
+    """A key without a capability, or a full disk, made the loop claim and give back without a pause."""
+    store = MemoryStore()
+    refuse = Fault("put", key="index.html", times=refusals, error=lambda: AccessDenied("no writeFiles"))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file), store=FaultyStore(store, FaultPlan(refuse)))
+    bench.drop(JOB)
+    machine = bench.machine()
+    wake = SkippingWake(bench)
+    report = run(machine, once=True, wake=wake)
+    machine.close()
+    assert report.outcomes == outcomes
+    assert report.given_back == min(refusals, 3)
+    assert sum(wake.waited_s) == pytest.approx(15.0, abs=0.1)
+    assert (report.problem is None) == bool(outcomes)
+    assert len(bench.keys("inbox/")) == (not outcomes)
 
 
 def _die_after_planning(machine: Any, claim: Any) -> None:

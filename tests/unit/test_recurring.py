@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from processor import recurring
 from processor.errors import JobInvalid
 from processor.inbox import scan
 from processor.recurring import Recurring, read_template
@@ -61,6 +62,34 @@ def test_ten_missed_days_are_made_up_for_as_often_as_asked(bench: Bench, catch_u
     at(bench, NOON + timedelta(days=10))
     assert len(work(bench)) == made_up
     assert len(work(bench)) == made_up
+
+
+def test_a_template_under_a_long_key_is_due_as_any_other(bench: Bench) -> None:
+    """Its key is the emitted job's parent, and may have 1,024 bytes; nothing else waits for it."""
+    long = f"inbox/recurring/{'deep/' * 60}{'n' * 240}.json"
+    bench.drop(DAILY, long)
+    bench.drop(DAILY, KEY)
+    at(bench, NOON + timedelta(days=1))
+    assert len(work(bench)) == 2
+
+
+def test_a_defect_in_one_template_keeps_no_others_from_being_due(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recurring.emission_name
+
+    def broken(key: str, due: datetime) -> str:
+        if key == KEY:
+            raise RuntimeError("a defect")
+        return real(key, due)
+
+    monkeypatch.setattr(recurring, "emission_name", broken)
+    bench.drop(DAILY, KEY)
+    bench.drop(DAILY, "inbox/recurring/dusk.json")
+    bench.drop({"workflow": "noop"})
+    at(bench, NOON + timedelta(days=1))
+    assert len(work(bench)) == 1
+    assert len(bench.manifests()) == 2
 
 
 def test_two_runners_at_once_make_one_job(bench: Bench) -> None:

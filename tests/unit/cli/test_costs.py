@@ -70,6 +70,33 @@ def test_a_job_beyond_its_limit_is_warned_of(
     assert "stops fanning out" in dropbatch("check", path, "--cost").out
 
 
+@pytest.mark.parametrize(("own", "warned"), [(0.01, True), (50, False)])
+def test_a_jobs_own_limit_counts(
+    dropbatch: Dropbatch, job_file: JobFile, own: float, *, warned: bool
+) -> None:
+    """It takes precedence when it runs, so it does here; and so does its GPU."""
+    path = job_file(
+        workflow="gradient",
+        matrix={"top": [f"#0000{n:02x}" for n in range(200)]},
+        max_cost_usd=own,
+        gpu="H100",
+    )
+    [facts] = dropbatch("check", path, "--cost", "--json").json
+    assert (facts["gpu"], facts["cost"]["gpu"]) == ("H100", "H100")
+    assert facts["cost"]["over_limit"] is warned
+    assert ("stops fanning out" in dropbatch("check", path, "--cost").out) is warned
+
+
+def test_a_long_history_is_cut_at_its_beginning(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """What was spent lately is what people want to know; that the rest is missing is said."""
+    render(dropbatch, job_file(workflow="gradient"))
+    found = dropbatch("costs", "--since", "2000-01-01", "--json")
+    assert found.json["total"]["jobs"] == 1
+    assert "history.cut_short" in found.err
+
+
 @pytest.mark.parametrize(
     ("text", "instant"),
     [

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
+from processor.cli import uploads
 from processor.cli.hot_folder import SENT, keep_dropping
 from processor.cli.job_files import Changes, parse_seeds, parse_setting
-from processor.errors import DropbatchError
+from processor.errors import DropbatchError, StoreError
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
 from tests.unit.cli.conftest import GRAPH, Dropbatch
@@ -150,6 +151,35 @@ def test_a_dataset_folder(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) ->
     inbox = bucket / "inbox/datasets/my cat"
     names = {path.relative_to(inbox).as_posix() for path in inbox.rglob("*") if path.is_file()}
     assert names == {"more/1.png", "1.txt", "_READY"}
+
+
+def test_a_dataset_folder_of_videos(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """They are data as pictures are; its list of files is no job."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mov"):
+        (folder / name).write_bytes(b"x")
+    (folder / "_manifest.json").write_text('{"files": {"a.mp4": 1, "b.mov": 1}}')
+    assert dropbatch("drop", folder).code == 0
+    assert (bucket / "inbox/datasets/clips/a.mp4").is_file()
+
+
+def test_what_was_dropped_before_an_upload_failed_is_told(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It will run, and whoever tries again must know."""
+    real = uploads.drop_job
+
+    def full(store: Any, job: Any, **options: Any) -> Any:
+        if job.source.name == "b.json":
+            raise StoreError("the disk is full")
+        return real(store, job, **options)
+
+    monkeypatch.setattr(uploads, "drop_job", full)
+    result = dropbatch("drop", job_file("a.json"), job_file("b.json"))
+    assert result.code == 4
+    assert result.out.startswith("a-")
+    assert len(dropped(bucket)) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from processor.cli.fetch import nice_names
+from processor.records import OutputFile, TaskResult
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -82,6 +86,46 @@ def test_an_ambiguous_beginning_names_the_candidates(dropbatch: Dropbatch, finis
     assert all(job in result.err for job in ids)
 
 
+def test_a_waiting_job_is_a_candidate_like_one_that_has_begun(
+    dropbatch: Dropbatch, finished: dict[str, str], job_file: JobFile
+) -> None:
+    """The beginning meant the one that waits: neither is taken for the other."""
+    waiting = dropbatch("drop", job_file("good.json")).out.strip()
+    result = dropbatch("cancel", "good-")
+    assert result.code == 5
+    assert waiting in result.err
+    assert finished["good"] in result.err
+    assert dropbatch("cancel", waiting).code == 0
+
+
+def test_names_for_people_fit_into_a_directory() -> None:
+    """255 bytes a name, and Chinese has three a character."""
+    params: dict[str, Any] = {"prompt": "夜" * 200, "negative": "雨" * 200, "style": "墨" * 200}
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    file = OutputFile(
+        key="k", name="out.png", node="1", sha256="0" * 64, size_bytes=1, media_type="image/png"
+    )
+    tasks = [
+        TaskResult(
+            index=index,
+            hash="h",
+            status="done",
+            params=params,
+            seed=7,
+            files=[file, file],
+            attempt="1-0",
+            execution="x",
+            started_at=at,
+            seconds=0.0,
+        )
+        for index in range(2)
+    ]
+    names = [name for _, name in nice_names(SimpleNamespace(tasks=tasks))]  # type: ignore[arg-type]
+    assert len(set(names)) == 4
+    assert all(len(f".{name}.part".encode()) <= 255 for name in names)
+    assert all(name.startswith(("0-夜", "1-夜")) and name.endswith(".png") for name in names)
+
+
 def test_logs_tell_engine_and_errors(dropbatch: Dropbatch, finished: dict[str, str]) -> None:
     """Both on stdout; where they lie on stderr."""
     result = dropbatch("logs", finished["half"])
@@ -122,6 +166,20 @@ def test_retry_drops_a_job_that_copies_what_is_good(
     assert manifest["job"]["retry_of"] == finished["half"]
     assert manifest["tasks"][1]["reused_from"] == finished["half"]
     assert dropbatch("retry", finished["good"], "--all", "--json").json["retry_of"] == finished["good"]
+
+
+def test_retry_runs_what_a_cancelled_job_never_came_to(
+    dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
+) -> None:
+    """Every task in its manifest is done, and yet it is not whole."""
+    path = bucket / "comfy_outputs" / finished["good"] / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**manifest, "outcome": "cancelled", "tasks": manifest["tasks"][:1]}))
+    new = dropbatch("retry", finished["good"]).out.strip()
+    dropbatch("run", "--once")
+    again = json.loads((bucket / "comfy_outputs" / new / "manifest.json").read_bytes())
+    assert again["outcome"] == "done"
+    assert [task.get("reused_from") for task in again["tasks"]] == [finished["good"], None]
 
 
 def test_cancel_asks_and_the_job_ends_cancelled(

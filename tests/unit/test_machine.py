@@ -411,6 +411,16 @@ def test_a_retry_copies_the_good_results_and_runs_the_failed(tmp_path: Path) -> 
         assert all(file["key"] in bench.all_keys for file in task["files"])
 
 
+def test_an_authority_of_another_version_is_a_problem_and_no_defect(bench: Bench) -> None:
+    """It is said, with a mend; nothing is claimed."""
+    bench.main.put("state/authority.json", b'{"id": "x", "invented_later": 1}')
+    bench.drop(JOB)
+    report = run(bench.machine(), once=True)
+    assert report.problem is not None
+    assert "does not read as one" in report.problem
+    assert bench.keys("inbox/") == ["inbox/jobs/a.json"]
+
+
 def test_what_is_claimed_while_something_is_dropped_is_run(tmp_path: Path) -> None:
     """News that came in the middle of claiming made the loop look again, and forget its claims:
     their drops waited until the leases ran out."""

@@ -42,6 +42,8 @@ class Policy:
     """Executions of one task within an attempt."""
     retry_delay_s: float = 2.0
     """The first pause before a task is tried again; doubled each time."""
+    rest_s: float = 1.0
+    """A runner leaves a job that it gave back alone for so long; twice as long each further time."""
     young_s: float = 10.0
     """On a folder, a younger file that doesn't parse may still be being written."""
     cancel_poll_s: float = 15.0

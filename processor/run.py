@@ -24,11 +24,8 @@ from processor.tick_report import TickReport
 log = structlog.get_logger(__name__)
 
 _SWEEP_EVERY_S = 3600.0
-_REST_S = 5.0
-"""A job that was given back is left alone for so long, and twice as long each further time: what
-refused it a moment ago (a key, a cap, a full disk) mostly refuses it still."""
 _MAX_REST_S = 600.0
-_GIVE_UP_AFTER = 3
+_GIVE_UP_AFTER = 5
 """With `once`, so many times a job is given back before the run leaves it in the inbox."""
 _FRESH_S = 10.0
 """For so long jobs are claimed from the last look at the inbox; unless something was dropped."""
@@ -113,7 +110,7 @@ def run(
         When `machine.stop` is set (running tasks are asked to end, leases are given back),
         or with `once` when the inbox holds nothing this runner could still do; what another
         runner has leased is waited for, since that runner may have died. A job that can't be
-        brought to its end (a store refuses) is tried again ever later; with `once` three times.
+        brought to its end (a store refuses) is tried again ever later; with `once` five times in all.
     """
     loop = _Loop(machine, concurrency, period_s, wake or Wake(), on_tick=on_tick, night_open=night_open)
     return loop.run(once=once)
@@ -250,10 +247,11 @@ class _Loop:
         self._wake.nudge()
 
     def _let_rest(self, job_id: str) -> None:
-        now = self._machine.clock.monotonic()
+        """What refused a job a moment ago (a key, a cap, a full disk) mostly refuses it still."""
+        now, rest_s = self._machine.clock.monotonic(), self._machine.policy.rest_s
         before = self._resting.get(job_id)
         times = before.times + 1 if before else 1
-        self._resting[job_id] = _Rest(times, now + min(_MAX_REST_S, _REST_S * 2 ** (times - 1)))
+        self._resting[job_id] = _Rest(times, now + min(_MAX_REST_S, rest_s * 2 ** (times - 1)))
         for other, rest in list(self._resting.items()):
             if now - rest.until > _MAX_REST_S:  # long gone, or somebody else's
                 del self._resting[other]

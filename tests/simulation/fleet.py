@@ -25,8 +25,9 @@ from tests.simulation.bucket import Bucket, Dict, SimLeases, SimStore, WorldCloc
 from tests.simulation.launcher import Labour, SimLauncher, Submitted, handlers
 from tests.simulation.world import Actor, Process, World
 
-POLICY = Policy(stop_poll_s=60.0, cancel_poll_s=60.0)
-"""Nobody is asked to stop here; looking for that, and for cancels, less often costs no interleaving."""
+POLICY = Policy(stop_poll_s=60.0, cancel_poll_s=60.0, rest_s=0.1)
+"""Nobody is asked to stop here; looking for that, and for cancels, less often costs no interleaving.
+What was given back is soon tried again: more happens in a schedule."""
 _MAX_SKEW_S = 300.0
 _IDLE_S = (180.0, 400.0)
 

@@ -254,7 +254,7 @@ class SkippingWake(Wake):
             self._bench.clock.advance(timeout_s)
 
 
-@pytest.mark.parametrize(("refusals", "outcomes"), [(2, {"done": 1}), (99, {})])
+@pytest.mark.parametrize(("refusals", "outcomes"), [(4, {"done": 1}), (99, {})])
 def test_what_is_given_back_is_tried_again_ever_later(
     tmp_path: Path, refusals: int, outcomes: dict[str, int]
 ) -> None:
@@ -268,7 +268,7 @@ def test_what_is_given_back_is_tried_again_ever_later(
     report = run(machine, once=True, wake=wake)
     machine.close()
     assert report.outcomes == outcomes
-    assert report.given_back == min(refusals, 3)
+    assert report.given_back == min(refusals, 5)
     assert sum(wake.waited_s) == pytest.approx(15.0, abs=0.1)
     assert (report.problem is None) == bool(outcomes)
     assert len(bench.keys("inbox/")) == (not outcomes)

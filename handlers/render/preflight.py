@@ -15,7 +15,8 @@ from processor.errors import ErrorKind, JobInvalid
 
 CONNECT_HOW_TO = (
     "Connect a ComfyUI that has it: COMFYUI_URL=http://host:8188 for a running one, "
-    "or COMFYUI_DIR=/path/to/ComfyUI to have one started"
+    "or COMFYUI_DIR=/path/to/ComfyUI to have one started. "
+    "Nodes that are installed there later count once it, or the runner that started it, is restarted"
 )
 
 _PREVIEWS = frozenset({"PreviewImage", "MaskPreview"})

@@ -54,6 +54,7 @@ class ScriptedEngine:
         self.sockets = 0
         self.files: dict[str, bytes] = {}
         self.uploads: list[tuple[str, str, bytes]] = []
+        self.object_info: dict[str, Any] = {}
         self.port = 0
         self._running: dict[str, Script] = {}
         self._history: dict[str, Any] = {}
@@ -160,7 +161,7 @@ class ScriptedEngine:
         return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]})
 
     async def _object_info(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
+        return web.json_response(self.object_info)
 
     async def _view(self, request: web.Request) -> web.Response:
         key = f"{request.query['subfolder']}/{request.query['filename']}"

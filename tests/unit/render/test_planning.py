@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from handlers.render.graph import applied
 from handlers.render.planning import graph_hash_parts, task_hash
 from processor.errors import ErrorKind, JobInvalid
 from processor.records import Plan, canonical_hash
+from tests.support.comfyui import THINGS, checkout
 from tests.support.rendering import Bench, image_graph
-from tests.support.scripted import RECORDINGS
+from tests.support.scripted import RECORDINGS, ScriptedEngine, serve_scripted
 
 
 @pytest.fixture
@@ -488,3 +490,86 @@ class TestPreflight:
     def test_good_graphs_pass(self, checked: Bench) -> None:
         assert checked.plan(image_graph()).warnings == []
         assert with_models(checked).plan(sampler_graph()).tasks
+
+
+class TestRefusedByAFreshLook:
+    """A job that is dropped again after its user has mended the engine passes."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[ScriptedEngine]:
+        with serve_scripted() as server:
+            server.object_info = self.info("sd15.safetensors")
+            yield server
+
+    @pytest.fixture
+    def ours(self, tmp_path: Path) -> Iterator[Bench]:
+        """A ComfyUI of ours that has started, and said what it has."""
+        bench = open_bench(tmp_path, comfyui_dir=checkout(tmp_path))
+        bench.handler.warm()
+        yield bench
+        bench.handler.close()
+
+    def info(self, *checkpoints: str) -> dict[str, Any]:
+        return {
+            "CheckpointLoaderSimple": {
+                "input": {"required": {"ckpt_name": [list(checkpoints)]}},
+                "output": ["MODEL", "CLIP", "VAE"],
+            },
+            "Keep": {"input": {"required": {"model": ["MODEL"]}}, "output": [], "output_node": True},
+        }
+
+    def graph(self, checkpoint: str, save: str = "Keep") -> dict[str, Any]:
+        return {
+            "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+            "9": {"class_type": save, "inputs": {"model": ["4", 0]}},
+        }
+
+    def things(self, thing: str, class_type: str = "ThingLoader") -> dict[str, Any]:
+        graph = image_graph()
+        graph["4"] = {"class_type": class_type, "inputs": {"image": ["1", 0]}}
+        if class_type == "ThingLoader":
+            graph["4"]["inputs"]["thing"] = thing
+        graph["2"]["inputs"]["image"] = ["4", 0]
+        return graph
+
+    def test_model_added_to_an_attached_server(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        assert refused(bench, self.graph("new.safetensors")).kind is ErrorKind.MISSING_MODEL
+        server.object_info = self.info("sd15.safetensors", "new.safetensors")
+        assert bench.plan(self.graph("new.safetensors")).tasks
+
+    def test_node_added_to_an_attached_server(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        error = refused(bench, self.graph("sd15.safetensors", "Keep2"))
+        assert error.kind is ErrorKind.MISSING_NODE
+        assert "is restarted" in (error.mend or "")
+        server.object_info["Keep2"] = server.object_info["Keep"]
+        assert bench.plan(self.graph("sd15.safetensors", "Keep2")).tasks
+
+    def test_what_passes_is_not_asked_for_again(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        assert bench.plan(self.graph("sd15.safetensors")).tasks
+        server.object_info = {}
+        assert bench.plan(self.graph("sd15.safetensors")).tasks
+
+    def test_file_added_to_our_own(self, ours: Bench) -> None:
+        """For a loader that we don't know: what ComfyUI said at its start is not its last word."""
+        assert ours.settings.comfyui_dir is not None
+        assert "is not an allowed value" in refused(ours, self.things("new.bin")).what
+        (ours.settings.comfyui_dir / THINGS / "new.bin").touch()
+        assert ours.run(self.things("new.bin")).files
+
+    def test_node_added_to_our_own(self, ours: Bench) -> None:
+        """The engine that runs can't know it, so the job gets a new one."""
+        assert ours.settings.comfyui_dir is not None
+        old = ours.server_pid()
+        assert refused(ours, self.things("", "Added")).kind is ErrorKind.MISSING_NODE
+        (ours.settings.comfyui_dir / "custom_nodes" / "Added").mkdir()
+        assert ours.run(self.things("", "Added")).files
+        assert ours.server_pid() != old
+        assert refused(ours, self.things("", "Addded")).kind is ErrorKind.MISSING_NODE
+
+    def test_what_an_ended_engine_said_refuses_nothing(self, ours: Bench) -> None:
+        """The next one may have been given more; it will say so itself."""
+        ours.handler.close()
+        assert ours.plan(self.things("new.bin")).tasks

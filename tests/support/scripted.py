@@ -54,6 +54,8 @@ class ScriptedEngine:
         self.sockets = 0
         self.files: dict[str, bytes] = {}
         self.uploads: list[tuple[str, str, bytes]] = []
+        self.inputs: dict[str, bytes] = {}
+        """What of the uploads is there, by subfolder and name."""
         self.object_info: dict[str, Any] = {}
         self.port = 0
         self._running: dict[str, Script] = {}
@@ -165,13 +167,15 @@ class ScriptedEngine:
 
     async def _view(self, request: web.Request) -> web.Response:
         key = f"{request.query['subfolder']}/{request.query['filename']}"
-        return web.Response(body=self.files[key]) if key in self.files else web.Response(status=404)
+        files = self.inputs if request.query.get("type") == "input" else self.files
+        return web.Response(body=files[key]) if key in files else web.Response(status=404)
 
     async def _upload(self, request: web.Request) -> web.Response:
         form = await request.post()
         image, subfolder = form["image"], str(form["subfolder"])
         assert isinstance(image, web.FileField)
         self.uploads.append((subfolder, image.filename, image.file.read()))
+        self.inputs[f"{subfolder}/{image.filename}"] = self.uploads[-1][2]
         return web.json_response({"name": image.filename, "subfolder": subfolder, "type": "input"})
 
 

@@ -23,7 +23,7 @@ from handlers.render.graph import (
     seed_targets,
 )
 from handlers.render.inputs import InputResolver, digest_of, given_targets
-from handlers.render.models import ModelFinder
+from handlers.render.models import ModelFinder, Spelling
 from handlers.render.naming import Binder
 from handlers.render.preflight import check_graph, check_sets, raise_problems
 from handlers.render.prompts import read_prompts
@@ -113,9 +113,10 @@ def _planned(
     ]
     # Three layers: the workflow's own defaults, the job's overrides, each task's row.
     overrides = binder.overrides(job.overrides)
-    base = applied(graph, [*defaults, *overrides])
+    spelling = Spelling(schema, settings)
+    base = spelling.of_graph(applied(graph, [*defaults, *overrides]))
     rows = _rows(job, context)
-    task_sets = _task_sets(job, rows, binder, base)
+    task_sets = [spelling.of_sets(base, sets) for sets in _task_sets(job, rows, binder, base)]
     _check_required(workflow, overrides, task_sets)
     check_template(job.output, [name for row in rows for name in row])
     raise_problems(_problems(base, task_sets, schema, settings, job.inputs))

@@ -10,7 +10,17 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.render.graph import Graph, Schema, Set, Target, describe, input_specs, is_link, nearest
+from handlers.render.graph import (
+    Graph,
+    Schema,
+    Set,
+    Target,
+    choices_of,
+    describe,
+    input_specs,
+    is_link,
+    nearest,
+)
 from processor.errors import ErrorKind, JobInvalid
 
 CONNECT_HOW_TO = (
@@ -201,8 +211,7 @@ def _value_problem(graph: Graph, target: Target, value: Any, spec: list[Any]) ->
     options: dict[str, Any] = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
     kind = spec[0] if spec else None
     place = f"{describe(graph, target.node)}: {target.input}"
-    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
-    if isinstance(choices, list):
+    if (choices := choices_of(spec)) is not None:
         # Upload inputs list what lies in that server's input folder just then.
         if value in choices or isinstance(value, dict) or options.get("multiselect"):
             return None

@@ -447,6 +447,70 @@ class TestModels:
         bench.store.put("comfy_models/loras/style.safetensors", b"w")
         assert len(bench.plan(sampler_graph()).models) == 2
 
+    def windows_graph(self, checkpoint: str = "sd15.safetensors") -> dict[str, Any]:
+        graph = sampler_graph()
+        graph["4"]["inputs"]["ckpt_name"] = checkpoint
+        graph["10"]["inputs"]["lora_name"] = "SDXL\\style.safetensors"
+        return graph
+
+    def test_windows_spelling_becomes_the_engines(self, bench: Bench) -> None:
+        """In the graph as in the plan, whoever names the model; and it is the same task."""
+        names = ("checkpoints/sd15.safetensors", "loras/SDXL/style.safetensors", "loras/SDXL/b.safetensors")
+        with_models(bench, *names)
+        lora = {"10.lora_name": ["SDXL\\style.safetensors", "SDXL\\b.safetensors"]}
+        plan = bench.plan(self.windows_graph(), matrix=lora)
+        assert [final(plan, index)["10"]["inputs"]["lora_name"] for index in (0, 1)] == [
+            "SDXL/style.safetensors",
+            "SDXL/b.safetensors",
+        ]
+        assert {f"{model.folder}/{model.name}" for model in plan.models} == set(names)
+        overridden = bench.plan(sampler_graph(), overrides={"lora": "SDXL\\style.safetensors"})
+        exported = bench.plan(self.windows_graph())
+        assert exported.shared["workflow"]["10"]["inputs"]["lora_name"] == "SDXL/style.safetensors"
+        assert exported.tasks[0].hash == overridden.tasks[0].hash == plan.tasks[0].hash
+
+    def test_windows_spelling_of_a_local_file(self, bench: Bench) -> None:
+        """ComfyUI's own folder and ours are looked into by the name that a file system here has."""
+        assert bench.settings.comfyui_dir is not None
+        for path in (
+            bench.settings.comfyui_dir / "models" / "loras" / "SDXL" / "style.safetensors",
+            bench.settings.models_dir / "checkpoints" / "a" / "b.safetensors",
+        ):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"w")
+        plan = bench.plan(self.windows_graph("a\\b.safetensors"))
+        assert [model.name for model in plan.models] == ["a/b.safetensors", "SDXL/style.safetensors"]
+
+    @pytest.mark.parametrize("listed", ["SDXL/style.safetensors", "SDXL\\style.safetensors"])
+    @pytest.mark.parametrize("dropped", ["SDXL/style.safetensors", "SDXL\\style.safetensors"])
+    @pytest.mark.parametrize("old_style", [True, False])
+    def test_an_attached_server_has_its_own_spelling(
+        self, tmp_path: Path, listed: str, dropped: str, old_style: bool
+    ) -> None:
+        """It may run on Windows or not; its list says, also for loaders that only it knows."""
+        names = [["other", listed]] if old_style else ["COMBO", {"options": ["other", listed]}]
+        loader = {"input": {"required": {"lora_name": names}}, "output": ["MODEL"]}
+        info = tmp_path / "object_info.json"
+        info.write_text(
+            json.dumps(
+                {
+                    "LoraLoader": loader,
+                    "TheirLoader": loader,
+                    "Keep": {"input": {"required": {"model": ["MODEL"]}}, "output": [], "output_node": True},
+                }
+            )
+        )
+        bench = open_bench(tmp_path, comfyui_url="http://127.0.0.1:9", object_info=info)
+        for class_type in ("LoraLoader", "TheirLoader"):
+            graph: dict[str, Any] = {
+                "1": {"class_type": class_type, "inputs": {"lora_name": "other"}},
+                "2": {"class_type": "Keep", "inputs": {"model": ["1", 0]}},
+            }
+            plan = bench.plan(graph, matrix={"1.lora_name": [dropped]})
+            assert final(plan)["1"]["inputs"]["lora_name"] == listed
+            graph["1"]["inputs"]["lora_name"] = "SDXL\\gone.safetensors"
+            refused(bench, graph)
+
     def test_name_that_climbs(self, bench: Bench) -> None:
         graph = sampler_graph()
         graph["4"]["inputs"]["ckpt_name"] = "../../../etc/passwd"

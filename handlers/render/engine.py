@@ -15,6 +15,7 @@ from handlers.render.api import Api
 from handlers.render.client import Client
 from handlers.render.graph import Schema
 from handlers.render.inputplace import InputPlace, LocalInputs, UploadedInputs
+from handlers.render.outputplace import KeptOutputs
 from handlers.render.server import Server
 from handlers.render.settings import RenderSettings
 from processor.clock import Clock
@@ -34,6 +35,7 @@ class Engine:
     server: Server | None
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
+    outputs: KeptOutputs = field(default_factory=KeptOutputs)
     used: bool = False
     broken: bool = False
     """To be replaced before anything else runs on it."""

@@ -157,6 +157,15 @@ class Api:
         name = str(answer.get("name") or file.name)
         return f"{answer['subfolder']}/{name}" if answer.get("subfolder") else name
 
+    def has_input(self, name: str) -> bool:
+        """`HEAD /view`: whether the input directory holds what `upload` gave this name."""
+        subfolder, _, filename = name.rpartition("/")
+        query = urlencode({"filename": filename, "subfolder": subfolder, "type": "input"})
+        response = self._request("HEAD", f"/view?{query}")
+        if response.status >= 500:
+            raise _unexpected(response, "HEAD /view")
+        return response.status == 200
+
     def close(self) -> None:
         self._pool.close()
 

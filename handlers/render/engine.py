@@ -15,6 +15,7 @@ from handlers.render.api import Api
 from handlers.render.client import Client
 from handlers.render.graph import Schema
 from handlers.render.inputplace import InputPlace, LocalInputs, UploadedInputs
+from handlers.render.outputplace import KeptOutputs
 from handlers.render.server import Server
 from handlers.render.settings import RenderSettings
 from processor.clock import Clock
@@ -34,9 +35,12 @@ class Engine:
     server: Server | None
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
+    outputs: KeptOutputs = field(default_factory=KeptOutputs)
     used: bool = False
     broken: bool = False
     """To be replaced before anything else runs on it."""
+    outdated: bool = False
+    """To be replaced likewise, but what runs on it is well, and is waited for."""
 
     def close(self) -> None:
         self.client.close()
@@ -89,6 +93,20 @@ class EnginePool:
         """The engine if one runs."""
         return self._engine
 
+    def schema(self) -> Schema | None:
+        """What an engine of ours says of its nodes now, if it can speak for the next prompt.
+
+        One that runs without custom nodes that were added since can't: None then, and the
+        next prompt gets a new engine. Cost: 1 request, of some megabytes.
+        """
+        engine = self._engine
+        if engine is None or engine.server is None or engine.outdated or self._is_dead(engine):
+            return None
+        if engine.server.lacks_custom_nodes():
+            engine.outdated = True
+            return None
+        return schema_of(engine)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -135,7 +153,7 @@ class EnginePool:
         return engine
 
     def _must_replace(self, engine: Engine, fresh: bool) -> bool:
-        if self._is_dead(engine):
+        if engine.outdated or self._is_dead(engine):
             return True
         return fresh and engine.used and engine.server is not None
 

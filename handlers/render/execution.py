@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,16 @@ from handlers.render.client import Unyielding, Watching
 from handlers.render.engine import Engine
 from handlers.render.graph import Graph, Set, applied
 from handlers.render.inputs import download
-from handlers.render.outputs import Reported, collect, inside, move, new_tag, prefix_sets, reported_data
+from handlers.render.outputs import (
+    ForgottenOutput,
+    Reported,
+    collect,
+    inside,
+    move,
+    new_tag,
+    prefix_sets,
+    reported_data,
+)
 from handlers.render.settings import RenderSettings
 from handlers.render.verdict import Verdict
 from processor.errors import ErrorKind, TaskFailed
@@ -85,6 +95,7 @@ class Execution:
             workdir=self._context.workdir,
             take=self._take_over_http if self._output_dir is None else self._take_from_disk,
             left=None if self._output_dir is None else self._output_dir / self._tag,
+            cached=verdict.cached,
         )
         return TaskOutput(
             files=files,
@@ -95,7 +106,12 @@ class Execution:
         )
 
     def _judge_engine(self, error: TaskFailed) -> None:
-        """See to it that nothing else runs on an engine that this failure shows to be broken."""
+        """See to it that nothing else runs on an engine that this failure shows to be broken, or
+        is answered from a cache that it shows to be stale."""
+        if isinstance(error, ForgottenOutput):
+            # The task is tried again; if the engine can't be told, then that fails the same way.
+            with contextlib.suppress(TaskFailed):
+                self._engine.api.free()
         server = self._engine.server
         if server is None:
             return
@@ -135,6 +151,8 @@ class Execution:
         path = inside(self._output_dir, file.subfolder, file.filename)
         if path is None or not path.is_file():
             return False
+        if not path.is_relative_to((self._output_dir / self._tag).resolve()):
+            return self._engine.outputs.copy(path, target)
         move(path, target)
         return True
 

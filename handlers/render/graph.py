@@ -226,6 +226,14 @@ def input_specs(info: dict[str, Any]) -> dict[str, list[Any]]:
     return {**declared.get("required", {}), **declared.get("optional", {})}
 
 
+def choices_of(spec: list[Any]) -> list[Any] | None:
+    """The values that a declared input may take, in either generation's way of listing them."""
+    options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
+    kind = spec[0] if spec else None
+    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    return choices if isinstance(choices, list) else None
+
+
 def find_nodes(graph: Graph, reference: str) -> list[str]:
     """The nodes that an id or a title means: an id first, then titles, exact before caseless."""
     if reference in graph:

@@ -37,8 +37,8 @@ class RenderHandler:
     def __init__(self, settings: RenderSettings, clock: Clock) -> None:
         self.concurrency = settings.concurrency
         self._settings = settings
-        self._schema = SchemaSource(settings)
         self._engines = EnginePool(settings, clock)
+        self._schema = SchemaSource(settings, self._engines.schema)
         self._lock = threading.Lock()
         self._caches: dict[str, ModelCache] = {}
 

@@ -49,7 +49,8 @@ class InputPlace(ABC):
 
         Yields:
             For each file's name in the graph, the name it has in the input directory.
-        Cost: 1 download for each file that is not there yet.
+        Cost: 1 download for each file that is not there yet; on an attached server 1 request
+            for each that was brought before.
         """
         entries: list[tuple[str, _Placed]] = []
         names: dict[str, str] = {}
@@ -62,7 +63,8 @@ class InputPlace(ABC):
                     self._placed.move_to_end(folder)
                 entries.append((folder, entry))
                 with entry.lock:
-                    if entry.name is None:
+                    # An attached server may have lost what it was given: a container made anew.
+                    if entry.name is None or not self._has(entry.name):
                         entry.name, entry.size_bytes = self._bring(file, folder, download)
                     names[file.name] = entry.name
             yield names
@@ -72,6 +74,10 @@ class InputPlace(ABC):
     @abstractmethod
     def _bring(self, file: InputFile, folder: str, download: Download) -> tuple[str, int]:
         """Place one file under `folder`; its name there, and its size."""
+
+    @abstractmethod
+    def _has(self, name: str) -> bool:
+        """Whether what was placed under this name is still there."""
 
     @abstractmethod
     def _drop(self, folder: str) -> None:
@@ -105,6 +111,9 @@ class LocalInputs(InputPlace):
         download(file, target)
         return f"{folder}/{target.name}", target.stat().st_size
 
+    def _has(self, name: str) -> bool:
+        return (self._directory / name).is_file()
+
     def _drop(self, folder: str) -> None:
         shutil.rmtree(self._directory / folder, ignore_errors=True)
 
@@ -122,6 +131,9 @@ class UploadedInputs(InputPlace):
             path = Path(scratch) / safe_name(file.source)
             download(file, path)
             return self._api.upload(path, subfolder=folder), path.stat().st_size
+
+    def _has(self, name: str) -> bool:
+        return self._api.has_input(name)
 
     def _drop(self, folder: str) -> None:
         raise AssertionError(f"{folder}: an attached server keeps what it was given")

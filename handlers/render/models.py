@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from handlers.model_cache import model_key
+from handlers.render.catalog import MODEL_INPUTS
 from handlers.render.graph import (
     Graph,
     NamedModel,
     Schema,
+    Set,
     Target,
+    applied,
+    choices_of,
     describe,
     input_specs,
     named_models,
     nearest,
+    unwrapped,
 )
 from handlers.render.policy import leads_out
 from handlers.render.preflight import Problem, raise_problems
@@ -26,6 +33,54 @@ from processor.store.tree import MAX_NAME_BYTES
 
 _TREE = "diffusers"
 _TREE_INDEX = "model_index.json"
+
+
+class Spelling:
+    """Writes models' names as the engine that will run the graph lists them.
+
+    A graph exported on Windows names `SDXL\\x.safetensors`. An engine of ours, which no Windows
+    runs, has it as `SDXL/x.safetensors` and takes nothing else; an attached server may be on
+    either system, and its list decides, as it does for loaders that we don't know.
+    """
+
+    def __init__(self, schema: Schema | None, settings: RenderSettings) -> None:
+        self._schema = schema or {}
+        self._ours = settings.engine != "attached"
+
+    def of_graph(self, graph: Graph) -> Graph:
+        """The graph with its models so named; the same nodes where nothing changes."""
+        values = (
+            Set(node_id, name, value)
+            for node_id, node in graph.items()
+            for name, value in node["inputs"].items()
+        )
+        return applied(graph, [new for old in values if (new := self._of(graph, old)) is not old])
+
+    def of_sets(self, graph: Graph, sets: Iterable[Set]) -> list[Set]:
+        """Likewise, for changes to this graph."""
+        return [self._of(graph, change) for change in sets]
+
+    def _of(self, graph: Graph, change: Set) -> Set:
+        value = unwrapped(change.value)
+        if not isinstance(value, str) or not ("\\" in value or "/" in value):
+            return change
+        class_type = graph[change.node]["class_type"]
+        if self._ours and change.input in MODEL_INPUTS.get(class_type, {}):
+            spelt = with_slashes(value)
+        else:
+            spec = input_specs(self._schema.get(class_type, {})).get(change.input, [])
+            spelt = _as_listed(value, choices_of(spec) or [])
+        return change if spelt == value else change._replace(value=spelt)
+
+
+def with_slashes(name: str) -> str:
+    """A model's name as all but Windows spell it."""
+    return name.replace("\\", "/")
+
+
+def _as_listed(value: str, choices: list[Any]) -> str:
+    ways = (value, with_slashes(value), value.replace("/", "\\"))
+    return next((way for way in ways if way in choices), value)
 
 
 class ModelFinder:
@@ -105,9 +160,9 @@ class ModelFinder:
 
     def _ask_schema(self, graph: Graph, model: NamedModel) -> None:
         info = (self._schema or {}).get(graph[model.target.node]["class_type"], {})
-        spec = input_specs(info).get(model.target.input, [])
-        if spec and isinstance(spec[0], list) and model.name not in spec[0]:
-            mend = nearest(model.name, map(str, spec[0]), what="models there")
+        choices = choices_of(input_specs(info).get(model.target.input, []))
+        if choices is not None and model.name not in choices:
+            mend = nearest(model.name, map(str, choices), what="models there")
             self._problems.append(_problem(graph, model, "the attached ComfyUI does not have it", mend))
 
     def _missing(self, graph: Graph, model: NamedModel) -> Problem:

@@ -3,6 +3,7 @@
 ComfyUI answers an identical prompt from its cache with the *first* run's file names, even
 after those files were taken away. So each execution saves under a folder of its own: its
 save nodes always run, its files can't be taken for another's, and their names stay nice.
+Nodes that can't be told where to save are for `outputplace`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,6 +44,13 @@ class Reported:
 
 Take = Callable[[Reported, Path], bool]
 """Bring a reported file to this new path; False when the engine does not have it."""
+
+
+class ForgottenOutput(TaskFailed):
+    """The engine's cache reports a file that is gone: its node must run anew."""
+
+    def __init__(self, what: str, *, where: str) -> None:
+        super().__init__(ErrorKind.UNAVAILABLE, what, where=where)
 
 
 def new_tag() -> str:
@@ -128,13 +136,16 @@ def collect(
     workdir: Path,
     take: Take,
     left: Path | None = None,
+    cached: Collection[str] = (),
 ) -> list[LocalFile]:
     """Bring this execution's files to `workdir` and give them their names back.
 
     Args:
         left: our output folder of this execution, where we own one: what lies there
             unreported (checkpoints, LoRAs) is an output, too.
+        cached: nodes that the engine answered from its cache.
     Raises:
+        ForgottenOutput: what a cached node reports is not there any more.
         TaskFailed: no output at all, or one that is reported and not there.
     """
     names = _Names()
@@ -145,11 +156,10 @@ def collect(
         name = names.free(_visible_name(reported, tag))
         path = workdir / f"{len(files):05d}{_suffix(name)}"
         if not take(reported, path):
-            raise TaskFailed(
-                ErrorKind.NODE_FAILED,
-                f"{describe(graph, reported.node)} reports {reported.filename!r}, which does not exist",
-                where=reported.node,
-            )
+            what = f"{describe(graph, reported.node)} reports {reported.filename!r}, which does not exist"
+            if reported.node in cached:
+                raise ForgottenOutput(f"{what} any more", where=reported.node)
+            raise TaskFailed(ErrorKind.NODE_FAILED, what, where=reported.node)
         files.append(LocalFile(path, name, media_type(name), reported.node))
         if len(files) > _MAX_FILES:
             raise TaskFailed(ErrorKind.REFUSED, f"more than {_MAX_FILES:,} output files")

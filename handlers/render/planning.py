@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from handlers.render.graph import (
     seed_targets,
 )
 from handlers.render.inputs import InputResolver, digest_of, given_targets
-from handlers.render.models import ModelFinder
+from handlers.render.models import ModelFinder, Spelling
 from handlers.render.naming import Binder
 from handlers.render.preflight import check_graph, check_sets, raise_problems
 from handlers.render.prompts import read_prompts
@@ -64,12 +65,42 @@ def plan_render(
 
     Raises:
         JobInvalid: all that can be known to be wrong without an engine.
-    Cost: 1 request each per workflow key, prompt file, input file and model.
+    Cost: 1 request each per workflow key, prompt file, input file and model. A job that is to
+        be refused costs 1 more, for a fresh schema, and is planned again if that says otherwise.
     """
     workflow = load_workflow(job.workflow, context.stores.main, context.drop_key)
     graph = read_graph(workflow.graph)
+    began_at = time.monotonic()
+    schema = _schema(schemas, context, graph)
+    try:
+        return _planned(job, workflow, graph, context, settings=settings, schema=schema)
+    except JobInvalid:
+        # Whoever drops a job again has perhaps just added the model or the node that it lacked.
+        fresh = _schema(schemas, context, graph, newer_than=began_at)
+        if fresh == schema:
+            raise
+    return _planned(job, workflow, graph, context, settings=settings, schema=fresh)
+
+
+def _schema(
+    schemas: SchemaSource, context: PlanContext, graph: Graph, *, newer_than: float = float("-inf")
+) -> Schema | None:
     main = context.stores.main
-    schema = schemas.elsewhere(main, _classes(graph)) if context.on_paper else schemas.get(main)
+    if context.on_paper:
+        return schemas.elsewhere(main, _classes(graph), newer_than=newer_than)
+    return schemas.get(main, newer_than=newer_than)
+
+
+def _planned(
+    job: RenderJob,
+    workflow: Workflow,
+    graph: Graph,
+    context: PlanContext,
+    *,
+    settings: RenderSettings,
+    schema: Schema | None,
+) -> Plan:
+    """The plan by what this schema says."""
     policy.check_nodes(graph, allow=settings.allow_nodes, deny=settings.deny_nodes, schema=schema)
     binder = Binder(graph, workflow.parameters, schema)
     defaults = [
@@ -82,9 +113,10 @@ def plan_render(
     ]
     # Three layers: the workflow's own defaults, the job's overrides, each task's row.
     overrides = binder.overrides(job.overrides)
-    base = applied(graph, [*defaults, *overrides])
+    spelling = Spelling(schema, settings)
+    base = spelling.of_graph(applied(graph, [*defaults, *overrides]))
     rows = _rows(job, context)
-    task_sets = _task_sets(job, rows, binder, base)
+    task_sets = [spelling.of_sets(base, sets) for sets in _task_sets(job, rows, binder, base)]
     _check_required(workflow, overrides, task_sets)
     check_template(job.output, [name for row in rows for name in row])
     raise_problems(_problems(base, task_sets, schema, settings, job.inputs))

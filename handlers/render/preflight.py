@@ -10,12 +10,23 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.render.graph import Graph, Schema, Set, Target, describe, input_specs, is_link, nearest
+from handlers.render.graph import (
+    Graph,
+    Schema,
+    Set,
+    Target,
+    choices_of,
+    describe,
+    input_specs,
+    is_link,
+    nearest,
+)
 from processor.errors import ErrorKind, JobInvalid
 
 CONNECT_HOW_TO = (
     "Connect a ComfyUI that has it: COMFYUI_URL=http://host:8188 for a running one, "
-    "or COMFYUI_DIR=/path/to/ComfyUI to have one started"
+    "or COMFYUI_DIR=/path/to/ComfyUI to have one started. "
+    "Nodes that are installed there later count once it, or the runner that started it, is restarted"
 )
 
 _PREVIEWS = frozenset({"PreviewImage", "MaskPreview"})
@@ -200,8 +211,7 @@ def _value_problem(graph: Graph, target: Target, value: Any, spec: list[Any]) ->
     options: dict[str, Any] = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
     kind = spec[0] if spec else None
     place = f"{describe(graph, target.node)}: {target.input}"
-    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
-    if isinstance(choices, list):
+    if (choices := choices_of(spec)) is not None:
         # Upload inputs list what lies in that server's input folder just then.
         if value in choices or isinstance(value, dict) or options.get("multiselect"):
             return None

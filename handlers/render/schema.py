@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from processor.store import Store, read_bytes
 
 _MAX_BYTES = 64 * 1024**2
 _STALE_S = 300.0
+_NEVER = float("-inf")
 
 
 class SchemaSource:
@@ -27,31 +28,55 @@ class SchemaSource:
     built-in engine's own, if that is the engine; what our ComfyUI said when it started
     (`learn`); `state/object_info.json` in the store. None when nothing is known: then the
     server's own validation has the word.
+
+    What is remembered is good enough to pass a graph, not to refuse one: its user may have
+    mended meanwhile what it lacked. Ask with `newer_than` before refusing.
+
+    Args:
+        running: what a ComfyUI that we started says now; None if none runs, or its word no
+            longer counts.
     """
 
-    def __init__(self, settings: RenderSettings) -> None:
+    def __init__(self, settings: RenderSettings, running: Callable[[], Schema | None] = lambda: None) -> None:
         self._settings = settings
+        self._running = running
         self._lock = threading.Lock()
         self._known: Schema | None = None
+        self._asked_at = _NEVER
         self._learned: Schema | None = None
-        self._asked_at = float("-inf")
+        self._learned_at = _NEVER
 
     def learn(self, schema: Schema) -> None:
         """Keep what a started server says of itself."""
         with self._lock:
-            self._learned = schema
+            self._learned, self._learned_at = schema, time.monotonic()
 
-    def get(self, store: Store | None) -> Schema | None:
-        """The schema, or None. Cost: at most 1 request in five minutes."""
+    def get(self, store: Store | None, *, newer_than: float = _NEVER) -> Schema | None:
+        """The schema, or None.
+
+        Args:
+            newer_than: by `time.monotonic()`; what was learnt before is not good enough.
+        Cost: at most 1 request in five minutes, and 1 for each `newer_than`.
+        """
         with self._lock:
             if self._settings.object_info is None and self._learned is not None:
-                return self._learned
-            if time.monotonic() - self._asked_at > _STALE_S:
-                self._known = self._look(store)
-                self._asked_at = time.monotonic()
+                return self._learned if self._learned_at >= newer_than else self._learn_again()
+            asked_at = time.monotonic()
+            if self._asked_at < max(newer_than, asked_at - _STALE_S):
+                self._known, self._asked_at = self._look(store), asked_at
             return self._known
 
-    def elsewhere(self, store: Store, classes: Collection[str]) -> Schema | None:
+    def _learn_again(self) -> Schema | None:
+        asked_at = time.monotonic()
+        schema = self._running()
+        # Where none can say, the old word stands for all that it does not speak against.
+        if schema is not None:
+            self._learned, self._learned_at = schema, asked_at
+        return schema
+
+    def elsewhere(
+        self, store: Store, classes: Collection[str], *, newer_than: float = _NEVER
+    ) -> Schema | None:
         """The schema for a graph that may run on another machine.
 
         This machine's, unless that is the built-in engine's and lacks some of these classes:
@@ -59,7 +84,7 @@ class SchemaSource:
 
         Cost: at most 1 request more than `get`.
         """
-        schema = self.get(store)
+        schema = self.get(store, newer_than=newer_than)
         ours = self._settings.engine == "builtin" and self._settings.object_info is None
         if not ours or schema is None or all(each in schema for each in classes):
             return schema

@@ -106,6 +106,7 @@ class Server:
         self._owned = leftovers.own(root)
         self.directories = Directories(root)
         self.log = EngineLog(settings.work_dir / "engine.log")
+        self._custom_nodes = custom_nodes(settings)
         self.api: Api
 
     def start(self) -> dict[str, Any]:
@@ -142,6 +143,10 @@ class Server:
         except TaskFailed:
             return False
         return True
+
+    def lacks_custom_nodes(self) -> bool:
+        """Whether custom nodes were installed since it started, which it can't know."""
+        return not custom_nodes(self._settings) <= self._custom_nodes
 
     @property
     def pid(self) -> int | None:
@@ -257,6 +262,25 @@ def find_python(settings: RenderSettings) -> Path:
     root = (settings.comfyui_dir or Path()).expanduser().absolute()
     candidates = [root / name / "bin" / "python" for name in (".venv", "venv")]
     return next((path for path in candidates if path.exists()), Path(sys.executable))
+
+
+def custom_nodes(settings: RenderSettings) -> frozenset[str]:
+    """The names of what a ComfyUI that is started now would load as custom nodes."""
+    if settings.comfyui_dir is None or not settings.custom_nodes:
+        return frozenset()
+    folder = settings.comfyui_dir.expanduser() / "custom_nodes"
+    try:
+        paths = list(folder.iterdir())
+    except OSError:
+        return frozenset()
+    # What nodes.py of ComfyUI takes; its caches it makes itself.
+    return frozenset(
+        path.name
+        for path in paths
+        if (path.suffix == ".py" or path.is_dir())
+        and path.suffix != ".disabled"
+        and path.name != "__pycache__"
+    )
 
 
 def has_cuda() -> bool:

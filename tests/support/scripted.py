@@ -54,6 +54,9 @@ class ScriptedEngine:
         self.sockets = 0
         self.files: dict[str, bytes] = {}
         self.uploads: list[tuple[str, str, bytes]] = []
+        self.inputs: dict[str, bytes] = {}
+        """What of the uploads is there, by subfolder and name."""
+        self.object_info: dict[str, Any] = {}
         self.port = 0
         self._running: dict[str, Script] = {}
         self._history: dict[str, Any] = {}
@@ -160,17 +163,19 @@ class ScriptedEngine:
         return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]})
 
     async def _object_info(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
+        return web.json_response(self.object_info)
 
     async def _view(self, request: web.Request) -> web.Response:
         key = f"{request.query['subfolder']}/{request.query['filename']}"
-        return web.Response(body=self.files[key]) if key in self.files else web.Response(status=404)
+        files = self.inputs if request.query.get("type") == "input" else self.files
+        return web.Response(body=files[key]) if key in files else web.Response(status=404)
 
     async def _upload(self, request: web.Request) -> web.Response:
         form = await request.post()
         image, subfolder = form["image"], str(form["subfolder"])
         assert isinstance(image, web.FileField)
         self.uploads.append((subfolder, image.filename, image.file.read()))
+        self.inputs[f"{subfolder}/{image.filename}"] = self.uploads[-1][2]
         return web.json_response({"name": image.filename, "subfolder": subfolder, "type": "input"})
 
 

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.render.inputplace import LocalInputs
+from handlers.render.api import Api
+from handlers.render.inputplace import LocalInputs, UploadedInputs
 from handlers.render.inputs import safe_name
 from processor.errors import ErrorKind, TaskFailed
 from processor.records import InputFile
+from tests.support.scripted import serve_scripted
 
 
 def source(name: str, version: str = "1") -> InputFile:
@@ -79,6 +81,29 @@ def test_failed_download_is_tried_again(tmp_path: Path) -> None:
         pass
     with place.placed([source("a.png")], Downloads()) as names:
         assert (tmp_path / names["a.png"]).is_file()
+
+
+def test_attached_server_that_lost_its_files() -> None:
+    """Uploaded once while they are there; again when its input folder was emptied."""
+    with serve_scripted() as server:
+        api, downloads = Api(server.url), Downloads()
+        place = UploadedInputs(api)
+        for _ in range(2):
+            with place.placed([source("a.png")], downloads) as names:
+                assert names["a.png"] in server.inputs
+        assert len(server.uploads) == 1
+        server.inputs.clear()
+        with place.placed([source("a.png")], downloads) as names:
+            assert server.inputs[names["a.png"]] == b"0123456789"
+        assert len(server.uploads) == 2
+        api.close()
+
+
+def test_file_that_a_node_deleted(tmp_path: Path) -> None:
+    place = LocalInputs(tmp_path)
+    for _ in range(2):
+        with place.placed([source("a.png")], Downloads()) as names:
+            (tmp_path / names["a.png"]).unlink()
 
 
 @given(st.text(max_size=100))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handlers.render.outputplace import KeptOutputs
 from handlers.render.outputs import (
     Reported,
     collect,
@@ -21,7 +24,8 @@ from handlers.render.outputs import (
     visible_prefix,
 )
 from processor.errors import ErrorKind, TaskFailed
-from tests.support.rendering import image_graph
+from tests.support.comfyui import checkout
+from tests.support.rendering import Bench, builtin_settings, image_graph
 
 
 @given(st.text(max_size=200) | st.text(alphabet="./\\a:*%", max_size=30))
@@ -131,6 +135,22 @@ class TestCollect:
                 take=self.take(tmp_path),
             )
 
+    @pytest.mark.parametrize(("cached", "kind"), [("2", "node_failed"), ("3", "unavailable")])
+    def test_a_cached_report_of_what_is_gone_is_tried_again(
+        self, tmp_path: Path, cached: str, kind: str
+    ) -> None:
+        """What a node that ran reports falsely, it would report again."""
+        with pytest.raises(TaskFailed) as caught:
+            collect(
+                self.images("a.png", tag="db-1"),
+                image_graph(),
+                tag="db-1",
+                workdir=tmp_path,
+                take=self.take(tmp_path),
+                cached={cached},
+            )
+        assert caught.value.kind == kind
+
     def test_another_executions_files_are_not_ours(self, tmp_path: Path) -> None:
         """A cache may report an earlier prompt's file under the same node id."""
         (tmp_path / "db-other" / "p").mkdir(parents=True)
@@ -164,3 +184,54 @@ def test_media_types() -> None:
         "application/octet-stream",
         "application/octet-stream",
     ]
+
+
+class TestSavedWhereItChose:
+    """A save node without a `filename_prefix`: ComfyUI's cache reports its file again and again."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Iterator[Bench]:
+        bench = Bench.open(replace(builtin_settings(tmp_path), comfyui_dir=checkout(tmp_path)), tmp_path)
+        yield bench
+        bench.handler.close()
+
+    def graph(self) -> dict[str, Any]:
+        """A picture saved as ever, and a stamp on a branch of its own."""
+        return image_graph() | {
+            "8": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
+            },
+            "9": {"class_type": "Stamp", "inputs": {"image": ["8", 0], "word": "a"}},
+        }
+
+    def test_every_task_has_it(self, bench: Bench) -> None:
+        """Whether its prompt was the same (the last upload failed, say) or only that branch of it."""
+        plan = bench.plan(self.graph(), matrix={"1.color": [1, 2]})
+        for index in (0, 0, 1):
+            files = {file.name: file for file in bench.run_task(plan, index).files}
+            assert len(files) == 2
+            assert files["a_00001_.txt"].path.read_text() == "1 picture(s), a_00001_.txt"
+
+    def test_what_is_gone_is_made_anew(self, bench: Bench) -> None:
+        """The engine forgets, so that the next try computes."""
+        plan = bench.plan(self.graph())
+        bench.run_task(plan)
+        for path in bench.settings.work_dir.glob("engine-*/output/a_*"):
+            path.unlink()
+        with pytest.raises(TaskFailed, match="does not exist any more") as caught:
+            bench.run_task(plan)
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert len(bench.run_task(plan).files) == 2
+
+
+def test_kept_outputs_are_bounded(tmp_path: Path) -> None:
+    """What was not asked for longest goes; a copy stays whatever becomes of the file."""
+    kept = KeptOutputs(kept_bytes=25)
+    for number, name in enumerate(["a", "b", "a", "c"]):
+        (tmp_path / name).write_bytes(b"0123456789")
+        assert kept.copy(tmp_path / name, tmp_path / f"copy-{number}")
+    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "copy-1").read_bytes() == b"0123456789"
+    assert kept.copy(tmp_path / "a", tmp_path / "again")
+    assert not kept.copy(tmp_path / "b", tmp_path / "gone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from handlers.render.graph import applied
 from handlers.render.planning import graph_hash_parts, task_hash
 from processor.errors import ErrorKind, JobInvalid
 from processor.records import Plan, canonical_hash
+from tests.support.comfyui import THINGS, checkout
 from tests.support.rendering import Bench, image_graph
-from tests.support.scripted import RECORDINGS
+from tests.support.scripted import RECORDINGS, ScriptedEngine, serve_scripted
 
 
 @pytest.fixture
@@ -445,6 +447,70 @@ class TestModels:
         bench.store.put("comfy_models/loras/style.safetensors", b"w")
         assert len(bench.plan(sampler_graph()).models) == 2
 
+    def windows_graph(self, checkpoint: str = "sd15.safetensors") -> dict[str, Any]:
+        graph = sampler_graph()
+        graph["4"]["inputs"]["ckpt_name"] = checkpoint
+        graph["10"]["inputs"]["lora_name"] = "SDXL\\style.safetensors"
+        return graph
+
+    def test_windows_spelling_becomes_the_engines(self, bench: Bench) -> None:
+        """In the graph as in the plan, whoever names the model; and it is the same task."""
+        names = ("checkpoints/sd15.safetensors", "loras/SDXL/style.safetensors", "loras/SDXL/b.safetensors")
+        with_models(bench, *names)
+        lora = {"10.lora_name": ["SDXL\\style.safetensors", "SDXL\\b.safetensors"]}
+        plan = bench.plan(self.windows_graph(), matrix=lora)
+        assert [final(plan, index)["10"]["inputs"]["lora_name"] for index in (0, 1)] == [
+            "SDXL/style.safetensors",
+            "SDXL/b.safetensors",
+        ]
+        assert {f"{model.folder}/{model.name}" for model in plan.models} == set(names)
+        overridden = bench.plan(sampler_graph(), overrides={"lora": "SDXL\\style.safetensors"})
+        exported = bench.plan(self.windows_graph())
+        assert exported.shared["workflow"]["10"]["inputs"]["lora_name"] == "SDXL/style.safetensors"
+        assert exported.tasks[0].hash == overridden.tasks[0].hash == plan.tasks[0].hash
+
+    def test_windows_spelling_of_a_local_file(self, bench: Bench) -> None:
+        """ComfyUI's own folder and ours are looked into by the name that a file system here has."""
+        assert bench.settings.comfyui_dir is not None
+        for path in (
+            bench.settings.comfyui_dir / "models" / "loras" / "SDXL" / "style.safetensors",
+            bench.settings.models_dir / "checkpoints" / "a" / "b.safetensors",
+        ):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"w")
+        plan = bench.plan(self.windows_graph("a\\b.safetensors"))
+        assert [model.name for model in plan.models] == ["a/b.safetensors", "SDXL/style.safetensors"]
+
+    @pytest.mark.parametrize("listed", ["SDXL/style.safetensors", "SDXL\\style.safetensors"])
+    @pytest.mark.parametrize("dropped", ["SDXL/style.safetensors", "SDXL\\style.safetensors"])
+    @pytest.mark.parametrize("old_style", [True, False])
+    def test_an_attached_server_has_its_own_spelling(
+        self, tmp_path: Path, listed: str, dropped: str, old_style: bool
+    ) -> None:
+        """It may run on Windows or not; its list says, also for loaders that only it knows."""
+        names = [["other", listed]] if old_style else ["COMBO", {"options": ["other", listed]}]
+        loader = {"input": {"required": {"lora_name": names}}, "output": ["MODEL"]}
+        info = tmp_path / "object_info.json"
+        info.write_text(
+            json.dumps(
+                {
+                    "LoraLoader": loader,
+                    "TheirLoader": loader,
+                    "Keep": {"input": {"required": {"model": ["MODEL"]}}, "output": [], "output_node": True},
+                }
+            )
+        )
+        bench = open_bench(tmp_path, comfyui_url="http://127.0.0.1:9", object_info=info)
+        for class_type in ("LoraLoader", "TheirLoader"):
+            graph: dict[str, Any] = {
+                "1": {"class_type": class_type, "inputs": {"lora_name": "other"}},
+                "2": {"class_type": "Keep", "inputs": {"model": ["1", 0]}},
+            }
+            plan = bench.plan(graph, matrix={"1.lora_name": [dropped]})
+            assert final(plan)["1"]["inputs"]["lora_name"] == listed
+            graph["1"]["inputs"]["lora_name"] = "SDXL\\gone.safetensors"
+            refused(bench, graph)
+
     def test_name_that_climbs(self, bench: Bench) -> None:
         graph = sampler_graph()
         graph["4"]["inputs"]["ckpt_name"] = "../../../etc/passwd"
@@ -488,3 +554,86 @@ class TestPreflight:
     def test_good_graphs_pass(self, checked: Bench) -> None:
         assert checked.plan(image_graph()).warnings == []
         assert with_models(checked).plan(sampler_graph()).tasks
+
+
+class TestRefusedByAFreshLook:
+    """A job that is dropped again after its user has mended the engine passes."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[ScriptedEngine]:
+        with serve_scripted() as server:
+            server.object_info = self.info("sd15.safetensors")
+            yield server
+
+    @pytest.fixture
+    def ours(self, tmp_path: Path) -> Iterator[Bench]:
+        """A ComfyUI of ours that has started, and said what it has."""
+        bench = open_bench(tmp_path, comfyui_dir=checkout(tmp_path))
+        bench.handler.warm()
+        yield bench
+        bench.handler.close()
+
+    def info(self, *checkpoints: str) -> dict[str, Any]:
+        return {
+            "CheckpointLoaderSimple": {
+                "input": {"required": {"ckpt_name": [list(checkpoints)]}},
+                "output": ["MODEL", "CLIP", "VAE"],
+            },
+            "Keep": {"input": {"required": {"model": ["MODEL"]}}, "output": [], "output_node": True},
+        }
+
+    def graph(self, checkpoint: str, save: str = "Keep") -> dict[str, Any]:
+        return {
+            "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+            "9": {"class_type": save, "inputs": {"model": ["4", 0]}},
+        }
+
+    def things(self, thing: str, class_type: str = "ThingLoader") -> dict[str, Any]:
+        graph = image_graph()
+        graph["4"] = {"class_type": class_type, "inputs": {"image": ["1", 0]}}
+        if class_type == "ThingLoader":
+            graph["4"]["inputs"]["thing"] = thing
+        graph["2"]["inputs"]["image"] = ["4", 0]
+        return graph
+
+    def test_model_added_to_an_attached_server(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        assert refused(bench, self.graph("new.safetensors")).kind is ErrorKind.MISSING_MODEL
+        server.object_info = self.info("sd15.safetensors", "new.safetensors")
+        assert bench.plan(self.graph("new.safetensors")).tasks
+
+    def test_node_added_to_an_attached_server(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        error = refused(bench, self.graph("sd15.safetensors", "Keep2"))
+        assert error.kind is ErrorKind.MISSING_NODE
+        assert "is restarted" in (error.mend or "")
+        server.object_info["Keep2"] = server.object_info["Keep"]
+        assert bench.plan(self.graph("sd15.safetensors", "Keep2")).tasks
+
+    def test_what_passes_is_not_asked_for_again(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        assert bench.plan(self.graph("sd15.safetensors")).tasks
+        server.object_info = {}
+        assert bench.plan(self.graph("sd15.safetensors")).tasks
+
+    def test_file_added_to_our_own(self, ours: Bench) -> None:
+        """For a loader that we don't know: what ComfyUI said at its start is not its last word."""
+        assert ours.settings.comfyui_dir is not None
+        assert "is not an allowed value" in refused(ours, self.things("new.bin")).what
+        (ours.settings.comfyui_dir / THINGS / "new.bin").touch()
+        assert ours.run(self.things("new.bin")).files
+
+    def test_node_added_to_our_own(self, ours: Bench) -> None:
+        """The engine that runs can't know it, so the job gets a new one."""
+        assert ours.settings.comfyui_dir is not None
+        old = ours.server_pid()
+        assert refused(ours, self.things("", "Added")).kind is ErrorKind.MISSING_NODE
+        (ours.settings.comfyui_dir / "custom_nodes" / "Added").mkdir()
+        assert ours.run(self.things("", "Added")).files
+        assert ours.server_pid() != old
+        assert refused(ours, self.things("", "Addded")).kind is ErrorKind.MISSING_NODE
+
+    def test_what_an_ended_engine_said_refuses_nothing(self, ours: Bench) -> None:
+        """The next one may have been given more; it will say so itself."""
+        ours.handler.close()
+        assert ours.plan(self.things("new.bin")).tasks

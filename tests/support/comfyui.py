@@ -1,0 +1,64 @@
+"""A folder that starts like a ComfyUI checkout: the built-in engine behind `main.py`, and what that
+lacks of the real one. Files under `models/things/` are the choices of a loader that we know nothing of;
+what lies in `custom_nodes/` when it starts is a node class of that name;
+`Stamp` saves without a `filename_prefix`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from handlers.engine import __main__ as engine
+from handlers.engine.batch import Batch
+from handlers.engine.context import Context
+from handlers.engine.nodes import NODES
+from handlers.engine.schema import Folders, Input, Node, Output, choice, link
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+THINGS = "models/things"
+
+
+class _Things(Input):
+    """The choices are the files that lie there now."""
+
+    def declared(self, folders: Folders) -> list[Any]:
+        return [sorted(path.name for path in Path(THINGS).iterdir())]
+
+
+def checkout(root: Path) -> Path:
+    """Make such a folder; the interpreter to run it with is ours."""
+    folder = root / "ComfyUI"
+    for name in (THINGS, "custom_nodes"):
+        (folder / name).mkdir(parents=True)
+    (folder / "main.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from tests.support.comfyui import main\nsys.exit(main())\n"
+    )
+    return folder
+
+
+def main() -> int:
+    things = _node("ThingLoader", {"image": link("IMAGE"), "thing": _Things([])}, ("IMAGE",), _pass_on)
+    names = [path.name for path in Path("custom_nodes").iterdir()]
+    added = [_node(name, {"image": link("IMAGE")}, ("IMAGE",), _pass_on) for name in names]
+    NODES.update({node.name: node for node in (things, *added, STAMP)})
+    return engine.main()
+
+
+def stamp(ctx: Context, *, image: Batch, word: str) -> Output:
+    """Count up from what lies there, as ComfyUI's own save nodes do."""
+    name = f"{word}_{len(list(ctx.folders.output.glob(f'{word}_*'))) + 1:05d}_.txt"
+    (ctx.folders.output / name).write_text(f"{len(image.frames)} picture(s), {name}")
+    return Output(ui={"images": [{"filename": name, "subfolder": "", "type": "output"}]})
+
+
+def _pass_on(_ctx: object, *, image: Batch, **_: Any) -> Output:
+    return Output((image,))
+
+
+def _node(name: str, inputs: dict[str, Input], outputs: tuple[str, ...], run: Any, **more: Any) -> Node:
+    return Node(name, name, "tests", "custom_nodes.tests", inputs, outputs, run, **more)
+
+
+STAMP = _node("Stamp", {"image": link("IMAGE"), "word": choice("a", "b")}, (), stamp, is_output=True)

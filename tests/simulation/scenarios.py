@@ -119,12 +119,12 @@ def cancels(seed: int, faults: Faults | None = None) -> Schedule:
 def wiped(seed: int, faults: Faults | None = None) -> Schedule:
     """The lease store loses all it holds, at any moment, most of all when somebody was elected.
 
-    A manifest on its way then arrives within a lease's time, or never: see docs/reliability.md.
+    Who is elected often hears of it late, or sleeps before it asks and doesn't know. A manifest on its way then arrives within a lease's time, or never: see docs/reliability.md.
     """
     storm = Chance(
         _rate(seed),
         STORM,
-        aimed={("create", "commit/"): (Kind.SLOW_REPLY, 0.4)},
+        aimed={("create", "commit/"): (Kind.SLOW_REPLY if seed % 5 else Kind.SUSPEND, 0.4)},
         timely=(*FOUNDING, "comfy_outputs/"),
     )
     schedule = _schedule(seed, faults or storm)

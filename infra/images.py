@@ -113,7 +113,12 @@ def _comfyui() -> modal.Image:
         .env({"HF_HOME": f"{paths.CACHE}/huggingface", "TORCH_HOME": f"{paths.CACHE}/torch"})
     )
     for name, version in lock()["nodes"]["registry"].items():
-        image = image.run_commands(f"comfy node install --fast-deps {name}@{version}")
+        image = image.run_commands(
+            f"comfy node install --fast-deps --exit-on-fail {name}@{version}",
+            # It ends with 0 for an unknown version and a failed download all the same. ComfyUI-Manager
+            # lists what it unpacked in this file, last.
+            f"test -f {paths.COMFYUI}/custom_nodes/{name}/.tracking",
+        )
     for name, node in lock()["nodes"]["git"].items():
         folder = f"{paths.COMFYUI}/custom_nodes/{name}"
         image = image.run_commands(

@@ -171,10 +171,11 @@ def test_images_are_pinned_and_ours_come_last(app: Loopback) -> None:
     """Nothing unpinned, nothing piped from the internet into a shell, no source in a layer."""
     lines = app.image_of("Renderer.*")
     text = "\n".join(lines)
-    assert "comfy-cli==1.5.3" in text
+    assert "comfy-cli==1.5.4" in text
     assert "comfy --skip-prompt install --fast-deps --nvidia --version 0.3.71" in text
-    for node in ("was-ns@", "comfyui-kjnodes@", "rgthree-comfy@", "ComfyUI-VideoHelperSuite@"):
-        assert f"comfy node install --fast-deps {node}" in text
+    for node in ("was-ns", "comfyui-kjnodes", "rgthree-comfy", "comfyui-videohelpersuite"):
+        installed = text.index(f"comfy node install --fast-deps --exit-on-fail {node}@")
+        assert text.index(f"test -f /root/comfy/ComfyUI/custom_nodes/{node}/.tracking") > installed
     assert "NV_Comfy_Utils fetch -q --depth 1" in text
     assert text.index("comfy-cli==") < text.index("boto3==")
     trainer = "\n".join(app.image_of("Trainer.*"))

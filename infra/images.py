@@ -108,7 +108,10 @@ def _comfyui() -> modal.Image:
         modal.Image.debian_slim(python_version=PYTHON)
         .apt_install(*_SYSTEM)
         .uv_pip_install(f"comfy-cli=={comfy['comfy_cli']}")
-        .run_commands(f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}")
+        .run_commands(
+            f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}"
+            f" --manager-commit {comfy['manager_commit']}"
+        )
         # What nodes download by themselves (annotators, tokenizers) is kept on the models' Volume.
         .env({"HF_HOME": f"{paths.CACHE}/huggingface", "TORCH_HOME": f"{paths.CACHE}/torch"})
     )

@@ -172,7 +172,7 @@ def test_images_are_pinned_and_ours_come_last(app: Loopback) -> None:
     lines = app.image_of("Renderer.*")
     text = "\n".join(lines)
     assert "comfy-cli==1.5.4" in text
-    assert "comfy --skip-prompt install --fast-deps --nvidia --version 0.3.71" in text
+    assert "comfy --skip-prompt install --fast-deps --nvidia --version 0.3.71 --manager-commit f39cbd" in text
     for node in ("was-ns", "comfyui-kjnodes", "rgthree-comfy", "comfyui-videohelpersuite"):
         installed = text.index(f"comfy node install --fast-deps --exit-on-fail {node}@")
         assert text.index(f"test -f /root/comfy/ComfyUI/custom_nodes/{node}/.tracking") > installed

@@ -9,12 +9,13 @@ from typing import Any
 import modal
 import pytest
 
+from handlers.render.settings import render_settings
 from infra.fleet import Pool, Pools
 from infra.gpus import bigger
 from infra.handover import from_json
 from infra.health import in_modals_words
 from infra.models import listing, note_use, remove, trim
-from infra.settings import deployable
+from infra.settings import deployable, in_container
 from infra.ticking import grouped, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
@@ -103,6 +104,15 @@ def test_a_bigger_gpu_has_more_memory(name: str, larger: str) -> None:
 def test_gpus_are_named_as_modal_does(smi: str, expected: str | None) -> None:
     """From what `nvidia-smi` calls them."""
     assert in_modals_words(smi) == expected
+
+
+def test_a_comfyui_of_our_image_never_renders_on_the_cpu() -> None:
+    """A GPU is paid for: one that can't be used fails the task, and nothing is billed for a slow render."""
+    rented = render_settings(in_container(deployable(load_without_file(bucket="s3://a-bucket"))).settings)
+    assert (rented.engine, rented.cpu) == ("comfyui", False)
+    found = load_without_file(bucket="s3://a-bucket", comfyui_dir="/a/ComfyUI")
+    own = render_settings(in_container(deployable(found)).settings)
+    assert (own.engine, own.cpu) == ("comfyui", None), "another machine's: it looks for itself"
 
 
 def test_chunks_never_leave_a_container_idle() -> None:

@@ -15,7 +15,7 @@ import structlog
 from infra.api import MAX_BODY_BYTES as API_BODY_BYTES
 from infra.api import Api
 from infra.asgi import AsgiApp, asgi_app
-from infra.fleet import Pools
+from infra.fleet import Pools, sharing
 from infra.launcher import ModalLauncher
 from infra.machine import build, container_start, open_notes, open_stores
 from infra.models import Problem, raise_problem
@@ -30,6 +30,7 @@ from processor.events import Observer, ignore
 from processor.handler import Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
+from processor.models import JobKind
 from processor.records import Plan
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,7 @@ Pull = Callable[[list[dict[str, Any]]], Problem]
 
 def open_worker(
     deployed: Deployment,
-    kind: str,
+    kind: JobKind,
     *,
     gpus: Sequence[str] = (),
     volume: modal.Volume | None = None,
@@ -63,6 +64,7 @@ def open_worker(
         stores,
         StopWatch(StopNotes(open_notes(ours)), open_leases(ours.settings, stores.main)),
         default_gpu=next(iter(gpus), None),
+        sharing=sharing(ours.modal, kind),
         drain=modal.experimental.stop_fetching_inputs,
         reload_models=volume.reload if volume else lambda: None,
     )

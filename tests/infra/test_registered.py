@@ -100,7 +100,7 @@ def test_the_renderer(app: Loopback) -> None:
     assert renderer.spec.checkpointing_enabled
     assert (renderer.spec.max_concurrent_inputs, renderer.spec.target_concurrent_inputs) == (3, 2)
     assert renderer.data is not None
-    assert (renderer.data.timeout_secs, renderer.data.startup_timeout_secs) == (30 * MINUTES, 10 * MINUTES)
+    assert (renderer.data.timeout_secs, renderer.data.startup_timeout_secs) == (80 * MINUTES, 10 * MINUTES)
     assert set(renderer.spec.method_definitions) == {"run"}
     volume = app.volumes_of("Renderer.*")["/models"]
     assert (volume.name, volume.version) == ("comfy-models", 2)
@@ -122,6 +122,11 @@ def test_the_apis_own_pool(app: Loopback) -> None:
     settings = app.registered["Studio.*"].spec.autoscaler_settings
     assert (settings.min_containers, settings.buffer_containers) == (0, 1)
     assert (settings.max_containers, settings.scaledown_window) == (1, 300)
+    studio = app.registered["Studio.*"].data
+    assert studio is not None
+    pull_s, tasks_s = app.registered["pull"].spec.timeout_secs, 8 * 70 * MINUTES
+    assert studio.timeout_secs == pull_s + tasks_s + 10 * MINUTES
+    assert app.registered["api"].spec.timeout_secs > studio.timeout_secs, "it waits for the Studio"
 
 
 def test_ticks_are_short_and_dispatchers_long(app: Loopback) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -186,6 +187,12 @@ def test_the_webhooks_rule_and_its_trial(here: Deployed) -> None:
     assert rule["objectNamePrefix"] == "inbox/"
     assert rule["targetConfiguration"]["url"] == here.loopback.url_of("webhook")
     assert HOOK_SECRET not in printed.stdout + printed.stderr
+    bucket = here.env["DROPBATCH_BUCKET"].removeprefix("s3://").rstrip("/")
+    assert shlex.split(printed.stderr) == [
+        *("b2", "bucket", "notification-rule", "create", f"b2://{bucket}/inbox/", rule["name"]),
+        *("--event-type", "b2:ObjectCreated:*", "--webhook-url", here.loopback.url_of("webhook")),
+        *("--sign-secret", "$DROPBATCH_WEBHOOK_SECRET"),
+    ]
     tried = run(env, "webhook", "--test")
     assert tried.returncode == 0, tried.stderr
     wrong = run(environment(here.env, DROPBATCH_WEBHOOK_SECRET="f" * 32), "webhook", "--test")

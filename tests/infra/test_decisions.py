@@ -12,6 +12,7 @@ import modal
 import pytest
 
 from handlers.render.settings import render_settings
+from infra import mounts
 from infra.fleet import LONGEST_S, Pool, Pools, pools_of, studio_timeout_s, timeout_s
 from infra.gpus import bigger
 from infra.handover import from_json
@@ -211,6 +212,23 @@ def test_chunks_never_leave_a_container_idle() -> None:
     """Many waiting tasks travel together; few are spread."""
     fleet = Pools({"render": Pool(None, (), containers=4, concurrency=1, timeout_s=60, chunk_tasks=10)})
     assert [fleet.chunk("render", waiting) for waiting in (1, 4, 8, 39, 400)] == [1, 1, 2, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("url", "region", "endpoint"),
+    [
+        ("s3://a-bucket", "eu-west-1", None),
+        ("b2://a-bucket", "us-west-004", "https://s3.us-west-004.backblazeb2.com"),
+    ],
+)
+def test_a_mounted_bucket_is_where_the_store_finds_it(
+    monkeypatch: pytest.MonkeyPatch, url: str, region: str, endpoint: str | None
+) -> None:
+    """A region alone is AWS's for s3://: its mount is sent to no server of Backblaze's."""
+    ours = deployable(load_without_file(bucket=url, region=region, modal={"mount_bucket": True}))
+    monkeypatch.setattr(modal, "CloudBucketMount", dict)  # Modal's own does not say what it was given
+    found: Any = mounts.of(ours.settings, ours.modal).values()
+    assert [mount["bucket_endpoint_url"] for mount in found] == [endpoint, endpoint]
 
 
 def test_the_volume_lets_go_what_was_not_used_for_longest(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def _factory(deployed: Deployment, kind: JobKind) -> HandlerFactory:
         raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
     # Only its own: the others' libraries need not be in this image.
     only = settings.model_copy(update={"handlers": {kind: settings.handlers[kind]}})
-    return resolve_handlers(only)[kind]
+    factory: HandlerFactory = resolve_handlers(only)[kind]
+    return factory
 
 
 def open_machine(

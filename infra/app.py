@@ -56,7 +56,7 @@ training_volume = modal.Volume.from_name(options.training_volume, create_if_miss
     volumes={paths.MODELS: model_volume},
     cpu=2.0,
     memory=2048,
-    timeout=6 * HOURS,
+    timeout=fleet.PULL_S,
     scaledown_window=30,
     max_containers=1,
     retries=0,
@@ -161,10 +161,11 @@ class Renderer:
 
     @modal.enter(snap=True)
     def load(self) -> None:
-        self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
+        containers.preload(deployed, "render")
 
     @modal.enter()
     def wake(self) -> None:
+        self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
         self.worker.warm()
 
     @modal.method()
@@ -352,7 +353,7 @@ if options.api:
         volumes={paths.MODELS: model_volume},
         cpu=4.0,
         memory=16384,
-        timeout=fleet.timeout_s(settings, options, "render"),
+        timeout=fleet.studio_timeout_s(settings, options, studio.MAX_TASKS),
         startup_timeout=fleet.STARTUP_S,
         min_containers=options.api_min_containers,
         max_containers=options.api_containers,
@@ -367,10 +368,11 @@ if options.api:
 
         @modal.enter(snap=True)
         def load(self) -> None:
-            self.studio = studio.Studio.open(deployed)
+            containers.preload(deployed, "render")
 
         @modal.enter()
         def wake(self) -> None:
+            self.studio = studio.Studio.open(deployed)
             self.studio.warm()
 
         @modal.method()
@@ -386,7 +388,7 @@ if options.api:
         secrets=[told, bucket_key],
         cpu=0.25,
         memory=512,
-        timeout=fleet.timeout_s(settings, options, "render"),
+        timeout=fleet.LONGEST_S,  # a request waits for a container of the Studio, and then for its files
         max_containers=2,
         scaledown_window=60,
     )

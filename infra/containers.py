@@ -15,7 +15,7 @@ import structlog
 from infra.api import MAX_BODY_BYTES as API_BODY_BYTES
 from infra.api import Api
 from infra.asgi import AsgiApp, asgi_app
-from infra.fleet import Pools
+from infra.fleet import Pools, sharing
 from infra.launcher import ModalLauncher
 from infra.machine import build, container_start, open_notes, open_stores
 from infra.models import Problem, raise_problem
@@ -27,9 +27,10 @@ from processor.assembly import open_leases
 from processor.config import resolve_handlers
 from processor.errors import ConfigError
 from processor.events import Observer, ignore
-from processor.handler import Stores, Work
+from processor.handler import HandlerFactory, Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
+from processor.models import JobKind
 from processor.records import Plan
 
 log = structlog.get_logger(__name__)
@@ -39,9 +40,23 @@ Pull = Callable[[list[dict[str, Any]]], Problem]
 """Brings models to a Volume, on a CPU; says what kept it."""
 
 
+def preload(deployed: Deployment, kind: JobKind) -> None:
+    """Load the code of a worker of this kind, and nothing else, for a snapshot to keep.
+
+    A container that starts from the snapshot has its own day's secrets in `os.environ`; a store or a
+    connection that was made before would go on with those of the snapshot's day.
+
+    Raises:
+        ConfigError: no handler is configured for that kind.
+    """
+    from processor.store import s3  # noqa: F401 - boto3 is most of what there is to load
+
+    _factory(deployed, kind)
+
+
 def open_worker(
     deployed: Deployment,
-    kind: str,
+    kind: JobKind,
     *,
     gpus: Sequence[str] = (),
     volume: modal.Volume | None = None,
@@ -52,20 +67,27 @@ def open_worker(
         ConfigError: no handler is configured for that kind.
     """
     ours = container_start(deployed)
-    named = ours.settings.handlers
-    if kind not in named:
-        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
-    # Only its own: the others' libraries need not be in this image.
-    (factory,) = resolve_handlers(ours.settings.model_copy(update={"handlers": {kind: named[kind]}})).values()
+    factory = _factory(ours, kind)
     stores = open_stores(ours)
     return Worker(
         factory.configured(ours.settings, stores),
         stores,
         StopWatch(StopNotes(open_notes(ours)), open_leases(ours.settings, stores.main)),
         default_gpu=next(iter(gpus), None),
+        sharing=sharing(ours.modal, kind),
         drain=modal.experimental.stop_fetching_inputs,
         reload_models=volume.reload if volume else lambda: None,
     )
+
+
+def _factory(deployed: Deployment, kind: JobKind) -> HandlerFactory:
+    settings = deployed.settings
+    if kind not in settings.handlers:
+        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
+    # Only its own: the others' libraries need not be in this image.
+    only = settings.model_copy(update={"handlers": {kind: settings.handlers[kind]}})
+    factory: HandlerFactory = resolve_handlers(only)[kind]
+    return factory
 
 
 def open_machine(
@@ -93,9 +115,7 @@ def backlog(function: modal.Function[..., Any, Any]) -> int:
 def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:
     """What brings base models here: the train handler's own way."""
     ours = container_start(deployed)
-    dotted = ours.settings.handlers["train"]
-    factories = resolve_handlers(ours.settings.model_copy(update={"handlers": {"train": dotted}}))
-    handler = factories["train"].configured(ours.settings, open_stores(ours))
+    handler: Any = _factory(ours, "train").configured(ours.settings, open_stores(ours))
     fetch: Callable[[Plan, Stores], None] = handler.fetch_bases
     return fetch
 

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import modal
 
+from handlers.render.settings import RenderSettings
 from infra.settings import Deployment, ModalSettings
+from processor.assembly import policy_of
+from processor.execute import backstop_s
+from processor.models import JobKind
 
 if TYPE_CHECKING:
     from processor.config import Settings
@@ -17,10 +21,12 @@ if TYPE_CHECKING:
 LONGEST_S: Final = 24 * 3600
 """Modal's longest timeout."""
 STARTUP_S: Final = 10 * 60
+PULL_S: Final = 6 * 3600
+"""For bringing models from the bucket to the Volume."""
 INGEST_CONTAINERS: Final = 2
 INGEST_CONCURRENCY: Final = 4
 _SLACK_S: Final = 10 * 60
-"""Beyond the task's own limit: for uploads, and for the worker to say itself what went wrong."""
+"""Beyond what the worker allows: for uploads, and for it to say itself what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Pool:
     containers: int
     concurrency: int
     timeout_s: float
-    """What Modal lets one input take; the task's own limit, which is watched inside, is shorter."""
+    """The longest limit of a task that Modal's own for an input, which is far longer, has room for."""
     chunk_tasks: int = 1
 
 
@@ -71,12 +77,33 @@ class Pools:
         return max(1, min(pool.chunk_tasks, waiting // max(1, pool.containers)))
 
 
-def timeout_s(settings: Settings, modal_settings: ModalSettings, kind: str) -> int:
-    """What Modal lets an input of this kind's own pool take."""
+def sharing(modal_settings: ModalSettings, kind: JobKind) -> int:
+    """Tasks in one container that may wait for each other: ComfyUI runs one prompt at a time."""
+    return max(modal_settings.render_concurrency, RenderSettings.concurrency) if kind == "render" else 1
+
+
+def timeout_s(settings: Settings, modal_settings: ModalSettings, kind: JobKind) -> int:
+    """What Modal lets an input of this kind's own pool take: its tasks, and all that they wait for.
+
+    Modal counts from when a container gets the input, the worker from when the engine begins a task.
+    Beyond Modal's limit it kills the container, with the neighbours of whatever took too long.
+    """
     if kind == "train":
         return LONGEST_S
     tasks = modal_settings.chunk_tasks if kind == "render" else 1
-    return min(LONGEST_S, int(tasks * settings.render_timeout_s) + _SLACK_S)
+    one_s = backstop_s(_task_limit_s(settings, kind), sharing(modal_settings, kind))
+    return min(LONGEST_S, int(tasks * one_s) + _SLACK_S)
+
+
+def studio_timeout_s(settings: Settings, modal_settings: ModalSettings, tasks: int) -> int:
+    """What Modal lets a request to the API's own pool take: models first, then its tasks in turn."""
+    one_s = backstop_s(_task_limit_s(settings, "render"), sharing(modal_settings, "render"))
+    return min(LONGEST_S, PULL_S + int(tasks * one_s) + _SLACK_S)
+
+
+def _task_limit_s(settings: Settings, kind: JobKind) -> float:
+    """A task's own limit where its job names none."""
+    return policy_of(settings).task_timeout_s[kind]
 
 
 def pools_of(deployed: Deployment, *, render: Any, train: Any, ingest: Any) -> Pools:
@@ -84,12 +111,10 @@ def pools_of(deployed: Deployment, *, render: Any, train: Any, ingest: Any) -> P
     ours = deployed.modal
     builtin = ours.engine == "builtin"
 
-    def pool(kind: str, workers: Any, gpus: list[str], containers: int, concurrency: int) -> Pool:
-        limit_s = timeout_s(deployed.settings, ours, kind)
+    def pool(kind: JobKind, workers: Any, gpus: list[str], containers: int, concurrency: int) -> Pool:
+        limit_s = LONGEST_S if kind == "train" else _task_limit_s(deployed.settings, kind)
         chunk_tasks = ours.chunk_tasks if kind == "render" else 1
-        return Pool(
-            workers, () if builtin else tuple(gpus), containers, concurrency, limit_s - _SLACK_S, chunk_tasks
-        )
+        return Pool(workers, () if builtin else tuple(gpus), containers, concurrency, limit_s, chunk_tasks)
 
     return Pools(
         {

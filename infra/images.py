@@ -108,12 +108,20 @@ def _comfyui() -> modal.Image:
         modal.Image.debian_slim(python_version=PYTHON)
         .apt_install(*_SYSTEM)
         .uv_pip_install(f"comfy-cli=={comfy['comfy_cli']}")
-        .run_commands(f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}")
+        .run_commands(
+            f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}"
+            f" --manager-commit {comfy['manager_commit']}"
+        )
         # What nodes download by themselves (annotators, tokenizers) is kept on the models' Volume.
         .env({"HF_HOME": f"{paths.CACHE}/huggingface", "TORCH_HOME": f"{paths.CACHE}/torch"})
     )
     for name, version in lock()["nodes"]["registry"].items():
-        image = image.run_commands(f"comfy node install --fast-deps {name}@{version}")
+        image = image.run_commands(
+            f"comfy node install --fast-deps --exit-on-fail {name}@{version}",
+            # It ends with 0 for an unknown version and a failed download all the same. ComfyUI-Manager
+            # lists what it unpacked in this file, last.
+            f"test -f {paths.COMFYUI}/custom_nodes/{name}/.tracking",
+        )
     for name, node in lock()["nodes"]["git"].items():
         folder = f"{paths.COMFYUI}/custom_nodes/{name}"
         image = image.run_commands(

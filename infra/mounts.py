@@ -14,7 +14,7 @@ import modal
 
 from infra.settings import ModalSettings
 from processor.layout import OUTPUTS
-from processor.store.s3_client import b2_endpoint
+from processor.store.opening import locate
 
 if TYPE_CHECKING:
     from processor.config import Settings
@@ -45,7 +45,7 @@ def _mount(
 ) -> modal.CloudBucketMount:
     parts = urlsplit(url)
     prefix = "/".join(part for part in (unquote(parts.path).strip("/"), folder.strip("/")) if part)
-    endpoint = settings.endpoint_url or (b2_endpoint(settings.region) if settings.region else None)
+    endpoint, _ = locate(url, endpoint_url=settings.endpoint_url, region=settings.region)
     return modal.CloudBucketMount(
         bucket_name=parts.netloc,
         bucket_endpoint_url=endpoint,

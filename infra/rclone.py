@@ -13,7 +13,7 @@ from processor.config import credentials
 from processor.errors import ConfigError
 from processor.layout import COMFY_MODELS
 from processor.store import check_key
-from processor.store.s3_client import b2_endpoint
+from processor.store.opening import locate
 
 _FLAGS: Final = (
     *("--checksum", "--fast-list", "--stats", "5s"),
@@ -45,8 +45,8 @@ def copy(
     key = credentials(os.environ, bucket="models" if settings.models_bucket else "main")
     if key is None:
         raise ConfigError("no key for the models bucket is here", where=deployed.modal.bucket_secret)
-    endpoint_url = settings.endpoint_url or (b2_endpoint(settings.region) if settings.region else None)
-    environ = rclone.environment(endpoint_url=endpoint_url, region=settings.region, key=key)
+    endpoint_url, region = locate(bucket, endpoint_url=settings.endpoint_url, region=settings.region)
+    environ = rclone.environment(endpoint_url=endpoint_url, region=region, key=key)
     return rclone.run(command, environ, progress)
 
 

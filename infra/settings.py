@@ -29,7 +29,7 @@ DEPLOYED: Final = "DROPBATCH_DEPLOYED"
 
 _LOCAL: Final = (
     *("comfyui_url", "comfyui_dir", "comfyui_python", "ai_toolkit_dir", "ai_toolkit_python"),
-    *("models_dir", "work_dir", "log_format"),
+    *("comfyui_cpu", "models_dir", "work_dir", "log_format"),
 )
 """Settings about the machine that deploys; a container has its own."""
 
@@ -185,6 +185,8 @@ def in_container(deployed: Deployment) -> Deployment:
         # A container's own environment may say otherwise, as on a machine without the images.
         if given.comfyui_dir is None and given.comfyui_url is None:
             changes["comfyui_dir"] = paths.here(paths.COMFYUI)
+            # It runs only where a GPU was asked for (`capture` says otherwise itself).
+            changes["comfyui_cpu"] = False
         if given.ai_toolkit_dir is None:
             changes["ai_toolkit_dir"] = paths.here(paths.AI_TOOLKIT)
     return replace(deployed, settings=given.model_copy(update=changes))

@@ -39,6 +39,7 @@ class Worker:
 
     Args:
         default_gpu: what this pool's containers have, where the GPU can't tell itself.
+        sharing: inputs that Modal sends at once, where they share an engine.
         drain: makes Modal send this container nothing more.
         reload_models: brings what others committed to the models' Volume.
     """
@@ -50,6 +51,7 @@ class Worker:
         stops: StopWatch,
         *,
         default_gpu: str | None,
+        sharing: int = 1,
         drain: Callable[[], None],
         reload_models: Callable[[], None] = lambda: None,
     ) -> None:
@@ -57,6 +59,7 @@ class Worker:
         self._stores = stores
         self._stops = stops
         self._default_gpu = default_gpu
+        self._sharing = sharing
         self._drain = drain
         self._reload_models = reload_models
         self._watchdog = Watchdog()
@@ -125,6 +128,7 @@ class Worker:
                     gpu=gpu,
                     # Tasks side by side share one GPU, and so its price.
                     usd_per_s=usd_per_s(gpu) / share,
+                    sharing=self._sharing,
                 )
             finally:
                 with self._lock:

@@ -232,6 +232,10 @@ class Settings(BaseSettings):
     comfyui_args: Names = Field(
         default=[], description="Further flags for a ComfyUI that is started here, e.g. `--highvram`."
     )
+    comfyui_cpu: bool | None = Field(
+        default=None,
+        description="Whether that ComfyUI renders on the CPU; where no CUDA device is seen, if not set.",
+    )
     url_inputs: bool = Field(
         default=True, description="Whether jobs may name http(s) URLs as inputs; private addresses never."
     )

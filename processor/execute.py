@@ -56,6 +56,16 @@ class Limits(Protocol):
     def limit(self, stop: Stop, timeout_s: float) -> AbstractContextManager[None]: ...
 
 
+def backstop_s(timeout_s: float, sharing: int) -> float:
+    """When a task is stopped that its handler did not stop: after all that may have gone before it.
+
+    Args:
+        timeout_s: a task's own limit.
+        sharing: tasks at once on one engine, this one included.
+    """
+    return timeout_s * sharing + _BACKSTOP_S
+
+
 def new_tag() -> str:
     """Names one execution, so that no two of a task share a key."""
     return secrets.token_hex(4)
@@ -76,6 +86,7 @@ def execute(
     work_dir: Path,
     gpu: str | None,
     usd_per_s: float,
+    sharing: int = 1,
     clock: Clock = _SYSTEM_CLOCK,
     tag: Callable[[], str] = new_tag,
     workdir: Workdir = scratch_folder,
@@ -85,6 +96,9 @@ def execute(
     Files go up first, `result.json` last, all under a tag of this execution's own, so
     that a duplicate of it (a preempted input that runs twice) shares no key with it.
 
+    Args:
+        sharing: tasks that run at once on this handler's engine, where that may be more than its
+            `concurrency`: each waits for the others.
     Cost: 1 request per file and 1; a transient failure writes nothing.
     """
     execution = tag()
@@ -94,7 +108,7 @@ def execute(
     error: ErrorReport | None = None
     try:
         with workdir(work_dir) as directory:
-            with watchdog.limit(stop, work.timeout_s * handler.concurrency + _BACKSTOP_S):
+            with watchdog.limit(stop, backstop_s(work.timeout_s, max(sharing, handler.concurrency))):
                 stop.check()
                 deadline = began + work.timeout_s
                 output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))

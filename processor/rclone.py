@@ -42,15 +42,19 @@ def remote_path(bucket_url: str, prefix: str) -> str:
     return f"{REMOTE}{parts.netloc}/{root}/{prefix}" if root else f"{REMOTE}{parts.netloc}/{prefix}"
 
 
-def environment(*, endpoint_url: str | None, region: str | None, key: Credentials) -> dict[str, str]:
-    """Nothing of this process's environment but PATH and HOME, and what `store:` is."""
+def environment(*, endpoint_url: str | None, region: str, key: Credentials) -> dict[str, str]:
+    """Nothing of this process's environment but PATH and HOME, and what `store:` is.
+
+    Args:
+        endpoint_url, region: as `processor.store.opening.locate` says.
+    """
     return {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(Path.home()),
         "RCLONE_CONFIG_STORE_TYPE": "s3",
         "RCLONE_CONFIG_STORE_PROVIDER": "Other",
         "RCLONE_CONFIG_STORE_ENDPOINT": endpoint_url or "",
-        "RCLONE_CONFIG_STORE_REGION": region or "",
+        "RCLONE_CONFIG_STORE_REGION": region,
         "RCLONE_CONFIG_STORE_ACCESS_KEY_ID": key.key_id,
         "RCLONE_CONFIG_STORE_SECRET_ACCESS_KEY": key.key,
         "RCLONE_CONFIG_STORE_NO_CHECK_BUCKET": "true",

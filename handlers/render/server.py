@@ -283,11 +283,12 @@ def custom_nodes(settings: RenderSettings) -> frozenset[str]:
     )
 
 
-def has_cuda() -> bool:
+def has_cuda(devices: Path = Path("/dev")) -> bool:
     """Whether a CUDA device is likely here; cheap, without importing torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
+    # By any number: a container may get only the sixth of its host's GPUs, and under its host's name.
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
 def child_environment(environment: dict[str, str]) -> dict[str, str]:

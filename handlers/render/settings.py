@@ -30,7 +30,8 @@ class RenderSettings:
     extra_args: tuple[str, ...] = ()
     """Further flags for the engine, e.g. `("--highvram",)`."""
     cpu: bool | None = None
-    """Force or forbid `--cpu`; None: where no CUDA device is seen."""
+    """Force or forbid `--cpu`; None: where no CUDA device is seen. Where a GPU is paid for, False: a
+    ComfyUI that does not start is noticed, one that renders on the CPU is only slow."""
     custom_nodes: bool = True
     """Whether a supervised ComfyUI loads the folder's custom nodes."""
     allow_nodes: frozenset[str] = frozenset()
@@ -67,6 +68,7 @@ def render_settings(settings: Settings) -> RenderSettings:
         comfyui_dir=settings.comfyui_dir,
         comfyui_python=settings.comfyui_python,
         extra_args=tuple(settings.comfyui_args),
+        cpu=settings.comfyui_cpu,
         url_inputs=settings.url_inputs,
         allow_nodes=frozenset(settings.allow_nodes),
         deny_nodes=frozenset(settings.deny_nodes),

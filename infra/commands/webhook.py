@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+import shlex
+from typing import Annotated, Any
 
 import typer
 
@@ -51,13 +52,18 @@ def command(
         return
     url_of_bucket = deployed.settings.store_url
     wanted = rule(name=deployed.modal.app_name, inbox=inbox_in_bucket(url_of_bucket), url=url)
-    name = urlsplit(url_of_bucket).netloc
     print(json.dumps(wanted, indent=2))  # noqa: T201 - the command's output
-    console.note(
-        f"b2 bucket notification-rule create b2://{name} {wanted['name']} --event-type "
-        f"'{wanted['eventTypes'][0]}' --webhook-url {url} --object-name-prefix {wanted['objectNamePrefix']} "
-        f'--sign-secret "${_SECRET}"'
-    )
+    console.note(f'{shlex.join(_create(urlsplit(url_of_bucket).netloc, wanted))} --sign-secret "${_SECRET}"')
+
+
+def _create(bucket: str, wanted: dict[str, Any]) -> list[str]:
+    """The b2 command that makes the rule; the prefix is its URI's path, to the letter."""
+    return [
+        *("b2", "bucket", "notification-rule", "create"),
+        *(f"b2://{bucket}/{wanted['objectNamePrefix']}", wanted["name"]),
+        *(part for each in wanted["eventTypes"] for part in ("--event-type", each)),
+        *("--webhook-url", wanted["targetConfiguration"]["url"]),
+    ]
 
 
 def _try(url: str) -> None:

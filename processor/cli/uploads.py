@@ -108,10 +108,12 @@ def rclone_copier(settings: Settings) -> Copier | None:
     key, program = credentials(os.environ), rclone.binary()
     if key is None or program is None or not settings.store_url.startswith(("b2:", "s3:")):
         return None
-    from processor.store.s3_client import b2_endpoint
+    from processor.store.opening import locate
 
-    endpoint_url = settings.endpoint_url or (b2_endpoint(settings.region) if settings.region else None)
-    environ = rclone.environment(endpoint_url=endpoint_url, region=settings.region, key=key)
+    endpoint_url, region = locate(
+        settings.store_url, endpoint_url=settings.endpoint_url, region=settings.region
+    )
+    environ = rclone.environment(endpoint_url=endpoint_url, region=region, key=key)
 
     def copy(folder: Path, names: list[str], prefix: str, moved: Moved) -> None:
         done_bytes = 0

@@ -74,6 +74,32 @@ def open_store(
             raise ConfigError(f"there is no store for {scheme}://", where=url, mend=_HELP)
 
 
+def locate(url: str, *, endpoint_url: str | None, region: str | None) -> tuple[str | None, str]:
+    """Where a bucket is: its endpoint, None for AWS's own, and the region to sign for. Sends nothing.
+
+    Args:
+        url: `b2://bucket[/prefix]` or `s3://bucket[/prefix]`.
+        endpoint_url, region: as set; see `open_store`.
+    Raises:
+        ConfigError: they can't be right; says which, and the mend.
+    """
+    from processor.store.s3_client import b2_endpoint, b2_region, region_of
+
+    parts = urlsplit(url)
+    if endpoint_url is not None:
+        endpoint_url = _checked_endpoint(endpoint_url, parts.netloc)
+        of_endpoint = b2_region(endpoint_url)
+        if of_endpoint and region and region != of_endpoint:
+            raise ConfigError(
+                f"the endpoint is in {of_endpoint}, the region says {region}",
+                where="region",
+                mend="Leave the region out; it follows from the endpoint.",
+            )
+    elif parts.scheme == "b2":
+        endpoint_url = b2_endpoint(_checked_b2_region(region))
+    return endpoint_url, region_of(endpoint_url, region)
+
+
 def _open_folder(path: Path) -> Store:
     from processor.store.directory import DirectoryStore
 
@@ -104,31 +130,18 @@ def _open_bucket(
     max_connections: int,
 ) -> S3Store:
     from processor.store.s3 import S3Store
-    from processor.store.s3_client import b2_endpoint, b2_region
 
     bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
     _check_bucket(url, bucket)
     _check_prefix(url, parts, prefix)
     _check_key_pair(key_id, secret)
-    if endpoint_url is not None:
-        endpoint_url = _checked_endpoint(endpoint_url, bucket)
-        of_endpoint = b2_region(endpoint_url)
-        if of_endpoint and region and region != of_endpoint:
-            raise ConfigError(
-                f"the endpoint is in {of_endpoint}, the region says {region}",
-                where="region",
-                mend="Leave the region out; it follows from the endpoint.",
-            )
-        region = region or of_endpoint
-    if parts.scheme == "b2":
-        if key_id is None:
-            raise ConfigError(
-                "B2 needs an application key",
-                where="key_id",
-                mend="Set DROPBATCH_KEY_ID and DROPBATCH_KEY.",
-            )
-        if endpoint_url is None:
-            endpoint_url = b2_endpoint(_checked_b2_region(region))
+    if parts.scheme == "b2" and key_id is None:
+        raise ConfigError(
+            "B2 needs an application key",
+            where="key_id",
+            mend="Set DROPBATCH_KEY_ID and DROPBATCH_KEY.",
+        )
+    endpoint_url, region = locate(url, endpoint_url=endpoint_url, region=region)
     return S3Store(
         bucket,
         prefix,

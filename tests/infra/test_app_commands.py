@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -186,10 +187,39 @@ def test_the_webhooks_rule_and_its_trial(here: Deployed) -> None:
     assert rule["objectNamePrefix"] == "inbox/"
     assert rule["targetConfiguration"]["url"] == here.loopback.url_of("webhook")
     assert HOOK_SECRET not in printed.stdout + printed.stderr
+    bucket = here.env["DROPBATCH_BUCKET"].removeprefix("s3://").rstrip("/")
+    assert shlex.split(printed.stderr) == [
+        *("b2", "bucket", "notification-rule", "create", f"b2://{bucket}/inbox/", rule["name"]),
+        *("--event-type", "b2:ObjectCreated:*", "--webhook-url", here.loopback.url_of("webhook")),
+        *("--sign-secret", "$DROPBATCH_WEBHOOK_SECRET"),
+    ]
     tried = run(env, "webhook", "--test")
     assert tried.returncode == 0, tried.stderr
     wrong = run(environment(here.env, DROPBATCH_WEBHOOK_SECRET="f" * 32), "webhook", "--test")
     assert wrong.returncode == 1
+
+
+def test_a_key_that_was_changed_after_the_snapshot_is_used(here: Deployed) -> None:
+    """Modal's restore brings the new secret into the environment, and into nothing that was made before."""
+    code = (
+        "import os, infra.app\n"
+        "from modal._partial_function import _find_callables_for_obj, _PartialFunctionFlags as flags\n"
+        "for cls, opened in ((infra.app.Renderer, 'worker'), (infra.app.Studio, 'studio')):\n"
+        "    container = cls._get_user_cls()()\n"
+        "    for key, entered in (('old', flags.ENTER_PRE_SNAPSHOT), ('new', flags.ENTER_POST_SNAPSHOT)):\n"
+        "        os.environ['AWS_ACCESS_KEY_ID'] = '0040000000000000000000' + key\n"
+        "        for enter in _find_callables_for_obj(container, entered).values():\n"
+        "            enter()\n"
+        "    ours = getattr(container, opened)\n"
+        "    print(ours._stores.main._client._request_signer._credentials.access_key[-3:])\n"
+        "    ours.close()\n"
+    )
+    env = environment(here.env, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY=SECRET)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if len(line) == 3] == ["new", "new"]
 
 
 def test_the_browsers_comfyui_through_the_local_door(here: Deployed) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import modal
 import pytest
 
-from infra.fleet import Pool, Pools
+from handlers.render.settings import render_settings
+from infra import mounts
+from infra.fleet import LONGEST_S, Pool, Pools, pools_of, studio_timeout_s, timeout_s
 from infra.gpus import bigger
 from infra.handover import from_json
 from infra.health import in_modals_words
 from infra.models import listing, note_use, remove, trim
-from infra.settings import deployable
+from infra.settings import deployable, in_container
 from infra.ticking import grouped, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
 from processor.errors import TaskFailed
+from processor.execute import execute
+from processor.handler import Stop, Stores, Work
+from processor.records import Task
+from processor.store.directory import DirectoryStore
 from processor.testing.handler import ScriptedHandler
 from processor.testing.machine import Bench
 
@@ -105,10 +113,122 @@ def test_gpus_are_named_as_modal_does(smi: str, expected: str | None) -> None:
     assert in_modals_words(smi) == expected
 
 
+def test_a_comfyui_of_our_image_never_renders_on_the_cpu() -> None:
+    """A GPU is paid for: one that can't be used fails the task, and nothing is billed for a slow render."""
+    rented = render_settings(in_container(deployable(load_without_file(bucket="s3://a-bucket"))).settings)
+    assert (rented.engine, rented.cpu) == ("comfyui", False)
+    found = load_without_file(bucket="s3://a-bucket", comfyui_dir="/a/ComfyUI")
+    own = render_settings(in_container(deployable(found)).settings)
+    assert (own.engine, own.cpu) == ("comfyui", None), "another machine's: it looks for itself"
+
+
+class Variants:
+    """A class of workers that notes with which options it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.run = object()
+
+    def with_options(self, **options: Any) -> Variants:
+        self.asked.append(options)
+        return self
+
+    def __call__(self) -> Variants:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("options", "expected_s"),
+    [
+        ({}, 3 * 1200 + 600),
+        ({"render_concurrency": 1}, 3 * 1200 + 600),
+        ({"render_concurrency": 8}, 8 * 1200 + 600),
+        ({"chunk_tasks": 4}, 4 * (3 * 1200 + 600)),
+        ({"chunk_tasks": 100}, LONGEST_S),
+    ],
+)
+def test_modal_waits_longer_than_the_worker_does(options: dict[str, Any], expected_s: int) -> None:
+    """A task may wait for all others of its container; Modal counts that time and then kills them all,
+    so the worker is first to say that something takes too long."""
+    ours = deployable(load_without_file(bucket="s3://a-bucket", modal=options))
+    limit_s = timeout_s(ours.settings, ours.modal, "render")
+    assert limit_s == min(LONGEST_S, expected_s + 600)
+    assert studio_timeout_s(ours.settings, ours.modal, 8) >= min(LONGEST_S, 8 * 1200 + 6 * 3600 + 600)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit_s", "options"),
+    [
+        ("render", 1200, []),
+        ("render", 1201, [{"max_containers": 6, "timeout": LONGEST_S}]),
+        ("train", 24 * 3600, []),
+        ("ingest", 3600, []),
+        ("ingest", 3601, [{"max_containers": 2, "timeout": LONGEST_S}]),
+    ],
+)
+def test_a_longer_limit_has_containers_of_its_own(
+    kind: str, limit_s: float, options: list[dict[str, Any]]
+) -> None:
+    """Where the pool's timeout was reckoned from a shorter one; else the pool's, whose snapshot and
+    warmth a variant lacks."""
+    workers = Variants()
+    fleet = pools_of(
+        deployable(load_without_file(bucket="s3://a-bucket")), render=workers, train=workers, ingest=workers
+    )
+    assert fleet.pool(kind, None, limit_s) is workers.run
+    assert workers.asked == options
+
+
+def test_a_worker_lets_a_task_wait_for_its_neighbours(tmp_path: Path) -> None:
+    """As many as Modal may send to its container, and the handler's own if that is more."""
+    limits_s: list[float] = []
+
+    class Noted:
+        @contextmanager
+        def limit(self, _stop: Stop, timeout_s: float) -> Iterator[None]:
+            limits_s.append(timeout_s)
+            yield
+
+    store = DirectoryStore(tmp_path / "bucket", create=True)
+    task = Task(index=0, hash="0" * 64)
+    work = Work(job_id="job", attempt="1-a", kind="render", task=task, shared={}, timeout_s=1200)
+    for sharing in (1, 8):
+        execute(
+            ScriptedHandler(concurrency=3),
+            work,
+            Stores(store, store, store),
+            stop=Stop(),
+            watchdog=Noted(),
+            progress=lambda _progress: None,
+            work_dir=tmp_path / "work",
+            gpu=None,
+            usd_per_s=0.0,
+            sharing=sharing,
+        )
+    assert limits_s == [3 * 1200 + 600, 8 * 1200 + 600]
+
+
 def test_chunks_never_leave_a_container_idle() -> None:
     """Many waiting tasks travel together; few are spread."""
     fleet = Pools({"render": Pool(None, (), containers=4, concurrency=1, timeout_s=60, chunk_tasks=10)})
     assert [fleet.chunk("render", waiting) for waiting in (1, 4, 8, 39, 400)] == [1, 1, 2, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("url", "region", "endpoint"),
+    [
+        ("s3://a-bucket", "eu-west-1", None),
+        ("b2://a-bucket", "us-west-004", "https://s3.us-west-004.backblazeb2.com"),
+    ],
+)
+def test_a_mounted_bucket_is_where_the_store_finds_it(
+    monkeypatch: pytest.MonkeyPatch, url: str, region: str, endpoint: str | None
+) -> None:
+    """A region alone is AWS's for s3://: its mount is sent to no server of Backblaze's."""
+    ours = deployable(load_without_file(bucket=url, region=region, modal={"mount_bucket": True}))
+    monkeypatch.setattr(modal, "CloudBucketMount", dict)  # Modal's own does not say what it was given
+    found: Any = mounts.of(ours.settings, ours.modal).values()
+    assert [mount["bucket_endpoint_url"] for mount in found] == [endpoint, endpoint]
 
 
 def test_the_volume_lets_go_what_was_not_used_for_longest(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_renderer(app: Loopback) -> None:
     assert renderer.spec.checkpointing_enabled
     assert (renderer.spec.max_concurrent_inputs, renderer.spec.target_concurrent_inputs) == (3, 2)
     assert renderer.data is not None
-    assert (renderer.data.timeout_secs, renderer.data.startup_timeout_secs) == (30 * MINUTES, 10 * MINUTES)
+    assert (renderer.data.timeout_secs, renderer.data.startup_timeout_secs) == (80 * MINUTES, 10 * MINUTES)
     assert set(renderer.spec.method_definitions) == {"run"}
     volume = app.volumes_of("Renderer.*")["/models"]
     assert (volume.name, volume.version) == ("comfy-models", 2)
@@ -122,6 +122,11 @@ def test_the_apis_own_pool(app: Loopback) -> None:
     settings = app.registered["Studio.*"].spec.autoscaler_settings
     assert (settings.min_containers, settings.buffer_containers) == (0, 1)
     assert (settings.max_containers, settings.scaledown_window) == (1, 300)
+    studio = app.registered["Studio.*"].data
+    assert studio is not None
+    pull_s, tasks_s = app.registered["pull"].spec.timeout_secs, 8 * 70 * MINUTES
+    assert studio.timeout_secs == pull_s + tasks_s + 10 * MINUTES
+    assert app.registered["api"].spec.timeout_secs > studio.timeout_secs, "it waits for the Studio"
 
 
 def test_ticks_are_short_and_dispatchers_long(app: Loopback) -> None:
@@ -171,10 +176,11 @@ def test_images_are_pinned_and_ours_come_last(app: Loopback) -> None:
     """Nothing unpinned, nothing piped from the internet into a shell, no source in a layer."""
     lines = app.image_of("Renderer.*")
     text = "\n".join(lines)
-    assert "comfy-cli==1.5.3" in text
-    assert "comfy --skip-prompt install --fast-deps --nvidia --version 0.3.71" in text
-    for node in ("was-ns@", "comfyui-kjnodes@", "rgthree-comfy@", "ComfyUI-VideoHelperSuite@"):
-        assert f"comfy node install --fast-deps {node}" in text
+    assert "comfy-cli==1.5.4" in text
+    assert "comfy --skip-prompt install --fast-deps --nvidia --version 0.3.71 --manager-commit f39cbd" in text
+    for node in ("was-ns", "comfyui-kjnodes", "rgthree-comfy", "comfyui-videohelpersuite"):
+        installed = text.index(f"comfy node install --fast-deps --exit-on-fail {node}@")
+        assert text.index(f"test -f /root/comfy/ComfyUI/custom_nodes/{node}/.tracking") > installed
     assert "NV_Comfy_Utils fetch -q --depth 1" in text
     assert text.index("comfy-cli==") < text.index("boto3==")
     trainer = "\n".join(app.image_of("Trainer.*"))

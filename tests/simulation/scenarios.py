@@ -119,7 +119,8 @@ def cancels(seed: int, faults: Faults | None = None) -> Schedule:
 def wiped(seed: int, faults: Faults | None = None) -> Schedule:
     """The lease store loses all it holds, at any moment, most of all when somebody was elected.
 
-    Who is elected often hears of it late, or sleeps before it asks and doesn't know. A manifest on its way then arrives within a lease's time, or never: see docs/reliability.md.
+    Who is elected often hears of it late, or sleeps as it asks and doesn't know for how long. A
+    manifest on its way then arrives within a lease's time, or never: see docs/reliability.md.
     """
     storm = Chance(
         _rate(seed),

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from handlers.render.enginelog import EngineLog
-from handlers.render.server import Directories, Server, child_environment, engine_command, find_python
+from handlers.render.server import (
+    Directories,
+    Server,
+    child_environment,
+    engine_command,
+    find_python,
+    has_cuda,
+)
 from processor.clock import SystemClock
 from processor.errors import ConfigError, ErrorKind, TaskFailed
 from tests.support.rendering import builtin_settings
@@ -78,6 +85,28 @@ def test_command_of_a_comfyui(tmp_path: Path) -> None:
     assert {"--disable-api-nodes", "--cpu", "--lowvram", "sqlite:///:memory:"} <= set(command)
     paths = json.loads(Path(command[command.index("--extra-model-paths-config") + 1]).read_text())
     assert paths["dropbatch"]["base_path"] == str(settings.models_dir)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["nvidia0", "nvidiactl"], True),
+        (["nvidia5", "nvidiactl", "nvidia-uvm"], True),
+        (["nvidia12"], True),
+        (["dxg"], True),
+        (["nvidiactl", "nvidia-uvm", "nvidia-caps", "null"], False),
+    ],
+)
+def test_any_of_a_hosts_gpus_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: bool
+) -> None:
+    """A container of a host with eight may have the sixth alone; the driver's own devices are none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in names:
+        (tmp_path / name).touch()
+    assert has_cuda(tmp_path) is expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not has_cuda(tmp_path)
 
 
 def test_python_of_a_comfyui(tmp_path: Path) -> None:

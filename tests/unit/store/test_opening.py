@@ -10,7 +10,7 @@ import pytest
 
 from processor.errors import ConfigError
 from processor.store.directory import DirectoryStore
-from processor.store.opening import open_store
+from processor.store.opening import locate, open_store
 from processor.store.s3 import S3Store
 
 KEY = {"key_id": "0041234567890ab0000000001", "secret": "K004abcdefghijklmnopqrstuvwxyz0"}
@@ -78,6 +78,27 @@ class TestBuckets:
             assert store._client.meta.region_name == endpoint.split(".")[1]
         assert KEY["secret"] not in f"{store!r} {store.url} {vars(store)}"
         store.close()
+
+    @pytest.mark.parametrize(
+        ("url", "endpoint_url", "region", "expected"),
+        [
+            ("s3://bucket", None, "eu-west-1", (None, "eu-west-1")),
+            ("s3://bucket", None, None, (None, "us-east-1")),
+            ("b2://bucket", None, "us-west-004", ("https://s3.us-west-004.backblazeb2.com", "us-west-004")),
+            (
+                "s3://bucket/prefix",
+                "s3.eu-central-003.backblazeb2.com",
+                None,
+                ("https://s3.eu-central-003.backblazeb2.com", "eu-central-003"),
+            ),
+            ("s3://bucket", "http://minio:9000/", "eu-west-1", ("http://minio:9000", "eu-west-1")),
+        ],
+    )
+    def test_where_it_is_for_other_programs(
+        self, url: str, endpoint_url: str | None, region: str | None, expected: tuple[str | None, str]
+    ) -> None:
+        """As our own client has it: a region alone is Backblaze's for b2:// and AWS's for s3://."""
+        assert locate(url, endpoint_url=endpoint_url, region=region) == expected
 
     @pytest.mark.parametrize(
         ("url", "settings", "said"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from processor.errors import StoreUnavailable
 
@@ -23,14 +23,20 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
+_ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while a laptop sleeps, on Linux (clock_gettime(2)) and on macOS (its clock_gettime(3)), where
+`time.monotonic` stands still: a lease would seem to stand when its lid is opened again."""
+
+
 class SystemClock:
-    """This machine's clock."""
+    """This machine's clock. `monotonic` counts what it has slept, where the system tells; its zero is
+    its own, so that it can't be compared with `time.monotonic`."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.clock_gettime(_ELAPSED)
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

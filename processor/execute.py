@@ -110,7 +110,7 @@ def execute(
         with workdir(work_dir) as directory:
             with watchdog.limit(stop, backstop_s(work.timeout_s, max(sharing, handler.concurrency))):
                 stop.check()
-                deadline = began + work.timeout_s
+                deadline = time.monotonic() + work.timeout_s
                 output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
             prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
             made = shaped(output.files, work.task, work.output, directory)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from processor.clock import SystemClock
 from processor.errors import ForeignAuthority, LeaseLost, StoreUnavailable
 from processor.leases.authority import Authority
 from processor.leases.inheritance import InheritedLeases
@@ -253,3 +255,11 @@ def test_an_answer_from_before_a_lease_does_not_vouch_for_it(clock: ManualClock)
     assert ours.check(max_age_s=10.0) == founding
     with pytest.raises(StoreUnavailable, match="lost its contents"):
         ours.check(max_age_s=10.0, since=clock.monotonic())
+
+
+def test_the_machines_clock_counts_what_it_slept() -> None:
+    """A lease must not seem to stand when a laptop's lid is opened again; `time.monotonic` stands still."""
+    counting = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    before = time.clock_gettime(counting)
+    told = SystemClock().monotonic()
+    assert before <= told <= time.clock_gettime(counting)

@@ -97,7 +97,8 @@ def execute(
             with watchdog.limit(stop, work.timeout_s * handler.concurrency + _BACKSTOP_S):
                 stop.check()
                 deadline = began + work.timeout_s
-                output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
+                context = TaskContext(directory, stores, stop, deadline, progress, usd_per_s)
+                output = handler.run(work, context)
             prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
             made = shaped(output.files, work.task, work.output, directory)
             files = [upload(stores.main, prefix, file) for file in made]

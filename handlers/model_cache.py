@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,10 @@ _TREE_FOLDERS = frozenset({"diffusers"})
 """Folders whose models are folders themselves, whole only with their `model_index.json`."""
 _INDEX = "model_index.json"
 
+ModelState = tuple[tuple[str, int, int], ...]
+"""What lies under a model's path: of each file its name, size in bytes and time in ns. Not its inode: a
+network file system may number a file anew each time that it is looked at."""
+
 
 class ModelCache:
     """A local folder filled on demand; safe for several threads and processes at once.
@@ -47,6 +52,9 @@ class ModelCache:
 
     def ensure(self, models: Sequence[ModelFile]) -> bool:
         """Bring these models here; whether any file was replaced by another version.
+
+        That is what this call did. What an engine that runs still holds, `model_state` tells: another
+        process may have replaced a file before, or this call one and then failed at the next.
 
         Raises:
             TaskFailed: MISSING_MODEL, naming folder and file; REFUSED for a name that climbs.
@@ -149,6 +157,21 @@ class ModelCache:
         with (folder / f"{_short(key)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def model_state(path: Path) -> ModelState:
+    """What lies under a model's path, a file or a folder: another value once that was replaced,
+    whoever did it; empty where nothing lies. Cost: no request."""
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = []
+    for each in paths:
+        try:
+            facts = each.stat()
+        except OSError:  # on its way in or out
+            continue
+        if not stat.S_ISDIR(facts.st_mode):
+            found.append((each.relative_to(path).as_posix(), facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
 
 
 def model_key(model: ModelFile) -> str:

@@ -111,7 +111,8 @@ def execute(
             with watchdog.limit(stop, backstop_s(work.timeout_s, max(sharing, handler.concurrency))):
                 stop.check()
                 deadline = time.monotonic() + work.timeout_s
-                output = handler.run(work, TaskContext(directory, stores, stop, deadline, progress))
+                context = TaskContext(directory, stores, stop, deadline, progress, usd_per_s)
+                output = handler.run(work, context)
             prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
             made = shaped(output.files, work.task, work.output, directory)
             files = [upload(stores.main, prefix, file) for file in made]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -169,6 +170,7 @@ class FanOut:
             models=self._plan.models,
             gpu=self._gpu,
             timeout_s=self._timeout_s,
+            max_cost_usd=self._share_usd,
             tries=tries,
             remedy=remedy,
             options=options,
@@ -271,6 +273,11 @@ class FanOut:
         if self._job.max_cost_usd is not None:
             return self._job.max_cost_usd
         return self._machine.policy.max_job_cost_usd
+
+    @property
+    def _share_usd(self) -> float | None:
+        """What one task may cost; None where the settings say `inf`."""
+        return self._cap_usd / len(self._plan.tasks) if math.isfinite(self._cap_usd) else None
 
     def _give_up_rest(self, out: FanOutResult, error: ErrorReport) -> None:
         for task, tries, _ in self._pending:

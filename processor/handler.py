@@ -75,6 +75,9 @@ class Work(Model):
     models: list[ModelFile] = []
     gpu: str | None = None
     timeout_s: float
+    max_cost_usd: float | None = None
+    """Its even share of what the job may cost, for a handler whose tasks are long enough to stop
+    within: the fan-out itself looks only between tasks. None: nobody set a limit."""
     tries: int = 1
     """1 for the first execution of this task under this attempt."""
     remedy: Remedy = Remedy.NONE
@@ -132,6 +135,8 @@ class TaskContext:
     """By `time.monotonic()`, if it starts now. A handler whose tasks share an engine counts from
     the task's turn instead; the executor stops only what overstays that by far."""
     progress: Callable[[Progress], None]
+    usd_per_s: float = 0.0
+    """What a second of this task costs where it runs; 0 where nobody knows, or nothing is paid."""
 
 
 @dataclass(frozen=True, slots=True)

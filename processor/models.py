@@ -130,7 +130,8 @@ class JobBase(Model):
     max_attempts: int | None = Field(default=None, ge=1, le=10)
     """Attempts that may begin before it is given up as `dead`."""
     max_cost_usd: float | None = Field(default=None, ge=0)
-    """Fan-out stops once the job has cost this much; finished tasks are kept."""
+    """Fan-out stops once the job has cost this much; finished tasks are kept. A training stops at a
+    checkpoint."""
     notify: bool = True
     """Whether configured notifiers hear of it."""
     on_success: "list[Job]" = Field(default=[], max_length=20)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from handlers.model_cache import ModelState
 from handlers.render import leftovers
 from handlers.render.api import Api
 from handlers.render.client import Client
@@ -41,6 +43,23 @@ class Engine:
     """To be replaced before anything else runs on it."""
     outdated: bool = False
     """To be replaced likewise, but what runs on it is well, and is waited for."""
+    models: dict[Path, ModelState] = field(default_factory=dict)
+    """What lay under each model's path when a task last ran with it: what is loaded may be that."""
+
+    def drop_replaced(self, models: Mapping[Path, ModelState]) -> None:
+        """Have these models read anew where they were replaced since a task last ran with them.
+
+        The engine caches what it loaded by name. Of what was never used here it holds nothing.
+
+        Raises:
+            TaskFailed: it could not be told to; the next call tells it again.
+        Cost: 1 request if one was replaced.
+        """
+        if any(self.models.get(path, state) != state for path, state in models.items()):
+            log.info("engine.models_replaced")
+            self.api.free()
+        # Only now: until the engine was told, it may hold the old ones.
+        self.models.update(models)
 
     def close(self) -> None:
         self.client.close()

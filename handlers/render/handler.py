@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from handlers.model_cache import ModelCache
+from handlers.model_cache import ModelCache, ModelState, model_state
 from handlers.render.engine import Engine, EnginePool, schema_of
 from handlers.render.execution import Execution
 from handlers.render.graph import Graph, applied, named_models
@@ -54,12 +55,12 @@ class RenderHandler:
 
     def run(self, work: Work, context: TaskContext) -> TaskOutput:
         graph = applied(work.shared["workflow"], work.task.payload.get("sets", []))
-        replaced = self._ensure_models(graph, work, context.stores.models)
+        models = self._ensure_models(graph, work, context.stores.models)
         with self._engines.use(fresh=work.remedy in (Remedy.RESTART, Remedy.BIGGER_GPU)) as engine:
             self._learn(engine)
-            if replaced or work.remedy is Remedy.FREE_MEMORY:
-                # The engine caches loaded models by name: another file under it must be read anew.
+            if work.remedy is Remedy.FREE_MEMORY:
                 engine.api.free()
+            engine.drop_replaced(models)
             return Execution(engine, work, context, self._settings).run(graph)
 
     def warm(self) -> None:
@@ -87,10 +88,10 @@ class RenderHandler:
     def close(self) -> None:
         self._engines.close()
 
-    def _ensure_models(self, graph: Graph, work: Work, store: Store) -> bool:
-        """Have this task's models in the local folder; whether one was replaced."""
+    def _ensure_models(self, graph: Graph, work: Work, store: Store) -> dict[Path, ModelState]:
+        """Have this task's models in the local folder; what lies there now, by path."""
         if self._settings.engine != "comfyui":
-            return False
+            return {}
         planned = {(model.folder, model.name): model for model in work.models}
         wanted: dict[ModelFile, None] = {}
         for named in named_models(graph):
@@ -99,7 +100,9 @@ class RenderHandler:
                     wanted[planned.pop((folder, named.name))] = None
         # ComfyUI's own models folder is its user's: used as it is, never written.
         missing = [model for model in wanted if not has_locally(self._settings.comfyui_dir, model)]
-        return self._cache(store).ensure(missing)
+        cache = self._cache(store)
+        cache.ensure(missing)
+        return {path: model_state(path) for path in map(cache.path_of, missing)}
 
     def _cache(self, store: Store) -> ModelCache:
         with self._lock:

@@ -26,6 +26,8 @@ PREFIX_INPUT = "filename_prefix"
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]+')
 _MAX_PART_BYTES = 80
+_ADDED_BYTES = 32
+"""Of what engines add to a prefix (`_00001_`, `-audio`, a size for `%width%`), so much stays whole."""
 _MAX_PARTS = 4
 _MAX_FILES = 10_000
 _MAX_TEXT = 20_000
@@ -72,13 +74,7 @@ def prefix_sets(graph: Graph, tag: str) -> list[Set]:
 
 def visible_prefix(text: str) -> str:
     """A prefix as a safe relative path: no climbing, no odd characters, bounded."""
-    parts: list[str] = []
-    for part in text.replace("\\", "/").split("/"):
-        clean = _UNSAFE.sub("_", part).strip()
-        clean = clean.encode("utf-8", "ignore")[:_MAX_PART_BYTES].decode("utf-8", "ignore").strip()
-        if clean.strip(". "):
-            parts.append(clean)
-    return "/".join(parts[-_MAX_PARTS:]) or "output"
+    return "/".join(_visible_parts(text)[-_MAX_PARTS:]) or "output"
 
 
 def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
@@ -200,8 +196,35 @@ def _is_stale(reported: Reported, graph: Graph, tag: str) -> bool:
 
 
 def _visible_name(reported: Reported, tag: str) -> str:
-    parts = [part for part in PurePosixPath(reported.subfolder.replace("\\", "/")).parts if part != tag]
-    return visible_prefix("/".join([*parts, reported.filename]))
+    """A reported file's path as people see it: safe like a prefix, with the file's own suffix."""
+    inner, _, filename = reported.filename.replace("\\", "/").rpartition("/")
+    folders = [part for part in _visible_parts(f"{reported.subfolder}/{inner}") if part != tag]
+    return "/".join([*folders, _visible_file(filename)][-_MAX_PARTS:])
+
+
+def _visible_parts(text: str) -> list[str]:
+    parts = []
+    for part in text.replace("\\", "/").split("/"):
+        clean = _cut(_UNSAFE.sub("_", part).strip())
+        if clean.strip(". "):
+            parts.append(clean)
+    return parts
+
+
+def _visible_file(filename: str) -> str:
+    """A file's name. Too long a one loses its middle: the prefix that people know it by is at its
+    beginning; the counter that tells it from the next, and its type, are at its end."""
+    suffix = _suffix(filename)
+    data = _UNSAFE.sub("_", filename.removesuffix(suffix)).strip().encode("utf-8", "ignore")
+    stem = data.decode("utf-8")
+    if len(data) > _MAX_PART_BYTES + _ADDED_BYTES:
+        # Each end by itself: halves of two characters could make a third.
+        stem = _cut(stem) + data[-_ADDED_BYTES:].decode("utf-8", "ignore")
+    return (stem if stem.strip(". ") else "output") + _UNSAFE.sub("_", suffix).strip()
+
+
+def _cut(text: str) -> str:
+    return text.encode("utf-8", "ignore")[:_MAX_PART_BYTES].decode("utf-8", "ignore").strip()
 
 
 def _suffix(name: str) -> str:

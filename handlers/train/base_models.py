@@ -1,4 +1,8 @@
-"""Base models on local disk: from `models/` in the bucket, else from Hugging Face."""
+"""Base models on local disk: from `models/` in the bucket, else from Hugging Face.
+
+A folder has two files of ours: a mark that it is whole, and a note of which object of the bucket
+each of its files is. A model replaced under its name mostly has files of the same sizes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,13 @@ Download = Callable[[BaseModel, Path], None]
 """Puts a model's repository into an empty folder; raises TaskFailed."""
 
 _WHOLE: Final = ".dropbatch-whole"
-"""Written last: a folder without it was cut off."""
+"""Written last, taken away first: a folder without it was cut off."""
+_NOTE: Final = ".dropbatch-files.json"
+"""File name → what it is in the bucket."""
+_OURS: Final = frozenset({_WHOLE, _NOTE})
+
+Mark = list[int | str]
+"""Size in bytes, and the version, or where there are none the time: what LIST says of an object."""
 _THREADS: Final = 4
 
 _FETCH: Final = """
@@ -59,36 +69,57 @@ class BaseModels:
         self._download = download
 
     def ensure(self, store: Store, base: BaseModel) -> Path:
-        """Bring a base model here. Do this on a CPU before a GPU is rented.
+        """Bring a base model here, as the bucket has it now. Do this on a CPU before a GPU is rented.
+
+        Where the bucket has the model, the folder becomes its copy, and what else lies in it is
+        removed. A file of the right size in a folder without
+        a note (made before there were notes, by hand, or from Hugging Face) is kept if it was
+        written after the bucket's object was; one copied with an older time is fetched once more.
+        A bucket that has nothing of the model leaves what is here.
 
         Raises:
-            TaskFailed: MISSING_MODEL, naming where it was looked for; a licence not accepted.
-            StoreError: the bucket could not be read.
-        Cost: 1 request per 1,000 files, 1 per file not here yet.
+            TaskFailed: MISSING_MODEL, naming where it was looked for; a licence not accepted;
+                UNAVAILABLE when a download ended early.
+            StoreError: the bucket could not be read. What was fetched is kept; the next call goes on.
+        Cost: 1 request per 1,000 files, 1 per file that is not here as the bucket has it.
         """
         folder = self._directory / base.name
         prefix = f"{BASE_MODELS}{base.name}/"
         with self._lock(base.name):
             files = [item for page in store.list(prefix) for item in page.objects if not item.delete_marker]
-            if files:
-                self._from_bucket(store, prefix, files, folder)
+            # A folder of ours may have been uploaded as it was, with its mark and note.
+            wanted = {
+                name: item for item in files if (name := check_key(item.key)[len(prefix) :]) not in _OURS
+            }
+            if wanted:
+                self._from_bucket(store, wanted, folder)
             elif not (folder / _WHOLE).exists():
                 self._from_hub(base, folder)
         return folder
 
-    def _from_bucket(self, store: Store, prefix: str, files: list[ObjectInfo], folder: Path) -> None:
-        def fetch(item: ObjectInfo) -> None:
-            path = folder / check_key(item.key)[len(prefix) :]
-            if path.is_file() and path.stat().st_size == item.size_bytes:
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            with store.get(item.key) as download, part.open("wb") as stream:
-                shutil.copyfileobj(download.body, stream, 1 << 20)
-            part.replace(path)
+    def _from_bucket(self, store: Store, wanted: dict[str, ObjectInfo], folder: Path) -> None:
+        noted = _read_note(folder)
+        here = {
+            name: _mark(item)
+            for name, item in wanted.items()
+            if _is_current(folder / name, item, noted.get(name))
+        }
+        gone = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in wanted]
+        if gone or len(here) < len(wanted):
+            (folder / _WHOLE).unlink(missing_ok=True)
+        # First: what was a file may have become a folder.
+        for path in gone:
+            _remove(path, folder)
 
-        for _ in each(fetch, files, threads=_THREADS):
-            pass
+        def fetch(name: str) -> None:
+            _fetch(store, wanted[name], folder / name)
+
+        for name, _ in each(fetch, [name for name in wanted if name not in here], threads=_THREADS):
+            here[name] = _mark(wanted[name])
+            # What is still to come stays noted as what it was, so that a next call does not guess.
+            _write_note(folder, {name: noted[name] for name in wanted if name in noted} | here)
+        if here != noted:
+            _write_note(folder, here)
         (folder / _WHOLE).touch()
 
     def _from_hub(self, base: BaseModel, folder: Path) -> None:
@@ -109,6 +140,61 @@ class BaseModels:
         with (self._directory / f".{name}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _mark(item: ObjectInfo) -> Mark:
+    return [item.size_bytes, item.version or item.modified.isoformat()]
+
+
+def _is_current(path: Path, item: ObjectInfo, noted: Mark | None) -> bool:
+    if not path.is_file():
+        return False
+    found = path.stat()
+    if found.st_size != item.size_bytes:
+        return False
+    return noted == _mark(item) if noted is not None else found.st_mtime >= item.modified.timestamp()
+
+
+def _fetch(store: Store, item: ObjectInfo, path: Path) -> None:
+    """Bring one file here; it appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with store.get(item.key) as download, part.open("wb") as stream:
+        shutil.copyfileobj(download.body, stream, 1 << 20)
+        size_bytes = download.info.size_bytes
+    if part.stat().st_size != size_bytes:
+        raise TaskFailed(ErrorKind.UNAVAILABLE, f"the download of {item.key} ended early")
+    part.replace(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What lies in a model's folder and is not ours, leftovers of broken downloads, too."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path for path in paths if path.relative_to(folder).as_posix() not in _OURS]
+
+
+def _remove(path: Path, folder: Path) -> None:
+    """Remove a file, and the folders below `folder` that this leaves empty."""
+    path.unlink(missing_ok=True)
+    for parent in path.relative_to(folder).parents[:-1]:
+        try:
+            (folder / parent).rmdir()
+        except OSError:
+            return
+
+
+def _read_note(folder: Path) -> dict[str, Mark]:
+    try:
+        return dict(json.loads((folder / _NOTE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_note(folder: Path, marks: dict[str, Mark]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{_NOTE}.part"
+    part.write_text(json.dumps(marks, sort_keys=True), encoding="utf-8")
+    part.replace(folder / _NOTE)
 
 
 def hub_download(python: Path) -> Download:

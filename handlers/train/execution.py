@@ -258,7 +258,7 @@ class Training:
                 "time limit",
                 where="timeout_s",
             )
-        cap_usd, usd_per_s = self._run.max_cost_usd, self._settings.usd_per_s
+        cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
             return
         spent_s = self._seconds_before + time.monotonic() - self._began

@@ -47,8 +47,10 @@ class Run(Model):
     steps: int = Field(ge=1)
     save_every: int = Field(ge=1)
     keep: int = Field(ge=1)
-    max_cost_usd: float | None = None
     publish: str
+    max_cost_usd: float | None = Field(default=None, exclude=True)
+    """Stands in earlier plans, and is not read: what a run may cost comes with its work, so that a
+    retry of a plan can be given more."""
 
 
 def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) -> Plan:
@@ -80,7 +82,6 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             steps=process["train"]["steps"],
             save_every=process["save"]["save_every"],
             keep=process["save"].setdefault("max_step_saves_to_keep", 4),
-            max_cost_usd=job.max_cost_usd / len(rows) if job.max_cost_usd is not None else None,
             publish=publish,
         )
         tasks.append(

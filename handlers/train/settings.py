@@ -21,8 +21,6 @@ class TrainSettings:
     """A checkout of ai-toolkit; None rehearses: everything but the GPU step."""
     toolkit_python: Path | None = None
     """Its Python; the checkout's own `.venv` or `venv` otherwise."""
-    usd_per_s: float = 0.0
-    """What a second on this GPU costs: a job's cost cap becomes a time by it."""
     hugging_face: bool = True
     """Whether base models may be downloaded."""
     stop_grace_s: float = 10.0

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+_PAUSE_S = 30.0
+
 
 def install(folder: Path, **script: Any) -> Path:
     """A checkout whose trainer follows a script.
@@ -177,9 +179,10 @@ class Stand:
                 (self.home / "hangs").touch()
                 time.sleep(600)
             case "pause":
-                # Until the test has seen what it waited for.
+                # Until the test has seen what it waited for; one that never does fails, and does not hang.
                 (self.home / "paused").touch()
-                while not (self.home / "go").exists():
+                until = time.monotonic() + _PAUSE_S
+                while not (self.home / "go").exists() and time.monotonic() < until:
                     time.sleep(0.01)
             case _:
                 raise RuntimeError(str(action))

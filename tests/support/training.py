@@ -65,13 +65,13 @@ class Studio:
             toolkit_dir=None if self.rehearsal else self.toolkit,
             toolkit_python=Path(sys.executable),
             hugging_face=False,
-            usd_per_s=self.usd_per_s,
             stop_grace_s=5.0,
         )
         handlers: dict[str, Handler] = {"ingest": IngestHandler(), "train": TrainHandler(settings)}
         machine = self.bench.machine()
         stores = Stores.single(self.main)
-        launcher = LocalLauncher(handlers, stores, LocalConfig(self.root / "work"), self.bench.events.append)
+        config = LocalConfig(self.root / "work", usd_per_s=self.usd_per_s)
+        launcher = LocalLauncher(handlers, stores, config, self.bench.events.append)
         return replace(machine, handlers=handlers, launcher=launcher)
 
     def drop_dataset(self, *, pictures: int = 4, first: int = 0, **options: Any) -> None:

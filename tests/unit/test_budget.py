@@ -86,6 +86,25 @@ def test_a_job_stops_fanning_out_at_its_limit_and_says_so(bench: Bench) -> None:
     assert manifest["tasks"][-1]["error"]["where"] == "max_cost_usd"
 
 
+def test_a_task_is_told_its_share_of_the_cap_and_the_price(bench: Bench) -> None:
+    """A handler whose tasks are long stops within one: by the job's cap, else by everybody's."""
+    told: list[tuple[float | None, float]] = []
+
+    def listens(work: Work, context: TaskContext) -> TaskOutput:
+        told.append((work.max_cost_usd, context.usd_per_s))
+        return TaskOutput([], seconds=0.0)
+
+    bench.handler = ScriptedHandler(listens)
+    bench.drop(job(4, max_cost_usd=10))
+    finish(bench)
+    bench.drop(job(5), "inbox/jobs/b.json")
+    finish(bench)
+    bench.with_policy(max_job_cost_usd=float("inf"))
+    bench.drop(job(1), "inbox/jobs/c.json")
+    finish(bench)
+    assert told == [(2.5, DOLLAR_A_TASK)] * 4 + [(200.0, DOLLAR_A_TASK)] * 5 + [(None, DOLLAR_A_TASK)]
+
+
 def test_the_day_stops_a_job_half_way(bench: Bench) -> None:
     bench.with_policy(max_day_cost_usd=20.0)
     bench.drop(job(50))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from handlers.model_cache import ModelCache, paths_yaml
+from handlers.model_cache import ModelCache, model_state, paths_yaml
 from processor.errors import ErrorKind, TaskFailed
 from processor.records import ModelFile
 from processor.store.memory import MemoryStore
@@ -46,6 +47,24 @@ def test_new_version_of_the_same_size_replaces(store: MemoryStore, tmp_path: Pat
     assert ModelCache(tmp_path, store).ensure([LORA]) is True
     assert (tmp_path / "loras/styles/ink.safetensors").read_bytes() == b"again"
     assert ModelCache(tmp_path, store).ensure([LORA]) is False
+
+
+def test_what_lies_there_differs_once_it_was_replaced(store: MemoryStore, tmp_path: Path) -> None:
+    """By whomever; a file and a folder alike, and one that is not there yet."""
+    tree = ModelFile(folder="diffusers", name="sd")
+    for name in ("model_index.json", "unet/model.safetensors"):
+        store.put(f"comfy_models/diffusers/sd/{name}", b"1")
+    cache = ModelCache(tmp_path, store)
+    paths = [cache.path_of(model) for model in (LORA, tree)]
+    assert [model_state(path) for path in paths] == [(), ()]
+    cache.ensure([LORA, tree])
+    before = [model_state(path) for path in paths]
+    ModelCache(tmp_path, store).ensure([LORA, tree])
+    assert [model_state(path) for path in paths] == before
+    for path in (paths[0], paths[1] / "unet" / "model.safetensors"):
+        later = path.stat().st_mtime + 10
+        os.utime(path, (later, later))
+    assert all(now != then for now, then in zip(map(model_state, paths), before, strict=True))
 
 
 def test_file_put_there_by_hand_is_kept(store: MemoryStore, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handlers.render.catalog import MEDIA_TYPES
 from handlers.render.outputplace import KeptOutputs
 from handlers.render.outputs import (
     Reported,
@@ -24,6 +25,7 @@ from handlers.render.outputs import (
     visible_prefix,
 )
 from processor.errors import ErrorKind, TaskFailed
+from processor.handler import LocalFile
 from tests.support.comfyui import checkout
 from tests.support.rendering import Bench, builtin_settings, image_graph
 
@@ -88,6 +90,53 @@ def test_every_kind_of_output() -> None:
 def test_data_is_redacted() -> None:
     outputs = {"1": {"text": ["token hf_abcdefghijklmnopqrstuvwxyz"]}}
     assert "hf_" not in str(reported_data(outputs, {"1": {"class_type": "Show", "inputs": {}}}))
+
+
+def collected(filename: str, *, subfolder: str, tag: str) -> LocalFile:
+    """What becomes of one reported file."""
+    outputs = {"3": {"images": [{"filename": filename, "subfolder": subfolder, "type": "output"}]}}
+    (file,) = collect(outputs, image_graph(), tag=tag, workdir=Path("unused"), take=lambda *_: True)
+    return file
+
+
+SUFFIXES = st.sampled_from([*MEDIA_TYPES, ".latent", ".safetensors", ".PNG", ""])
+
+
+@given(
+    st.text(max_size=200) | st.text(alphabet="aé画🎨.", min_size=20, max_size=120),
+    st.integers(1, 10**6),
+    st.sampled_from(["_", "", "-audio"]),
+    SUFFIXES,
+)
+def test_counter_and_suffix_survive_any_prefix(prefix: str, count: int, added: str, suffix: str) -> None:
+    """ComfyUI adds them to a prefix that is as long as we let it be."""
+    (change, *_) = prefix_sets(image_graph(prefix=prefix), "db-1")
+    subfolder, _, stem = str(change.value).rpartition("/")
+    ending = f"_{count:05}{added}{suffix}"
+    file = collected(stem + ending, subfolder=subfolder, tag="db-1")
+    assert file.name == f"{change.value}{ending}".removeprefix("db-1/")
+    assert file.media_type == MEDIA_TYPES.get(suffix.lower(), "application/octet-stream")
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\"), max_size=40)
+    | st.text(alphabet="aé画🎨. ", min_size=70, max_size=300),
+    SUFFIXES,
+)
+def test_any_reported_file_keeps_its_suffix(stem: str, suffix: str) -> None:
+    """Also one that no prefix named. Safe and bounded all the same."""
+    filename = stem + suffix or "x"
+    name = collected(filename, subfolder="db-1", tag="db-1").name
+    if suffix:
+        assert PurePosixPath(name).suffix == PurePosixPath(filename).suffix
+    assert name.strip(". ")
+    assert len(name.encode()) <= 130
+    assert not set(name) & set('\x00\n\\<>:"|?*/')
+
+
+def test_a_name_that_is_no_unicode_is_made_one() -> None:
+    """JSON can spell half a character; no store takes it in a key."""
+    assert collected("a\ud800b.png", subfolder="db-1", tag="db-1").name == "ab.png"
 
 
 class TestCollect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from handlers.train.base_models import BaseModels, hub_download
 from handlers.train.presets import BaseModel
-from processor.errors import ErrorKind, TaskFailed
+from processor.errors import ErrorKind, StoreUnavailable, TaskFailed
+from processor.store import Download
 from processor.store.memory import MemoryStore
+from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingStore
 
 BASE = BaseModel(name="FLUX", repo="someone/FLUX", licence="a strict one", gated=True)
@@ -39,7 +42,7 @@ def hub(folder: Path, answer: str) -> Path:
 
 
 def test_the_bucket_is_asked_first_and_files_are_fetched_once(tmp_path: Path) -> None:
-    """A second run finds them by size."""
+    """A second run finds them as they are noted."""
     store = CountingStore(MemoryStore())
     for name in ("model_index.json", "unet/a.safetensors"):
         store.put(f"models/FLUX/{name}", b"{}")
@@ -49,6 +52,103 @@ def test_the_bucket_is_asked_first_and_files_are_fetched_once(tmp_path: Path) ->
     store.reset()
     models.ensure(store, BASE)
     assert store.counts == {"list": 1}
+
+
+@pytest.mark.parametrize("versions", [True, False])
+def test_a_file_replaced_by_one_of_its_size_is_fetched_again(tmp_path: Path, versions: bool) -> None:
+    """Weights trained further have the same size; the bucket's version, or else time, tells."""
+    clock = ManualClock()
+    store = CountingStore(MemoryStore(versions=versions, clock=clock))
+    store.put("models/FLUX/model_index.json", b"{}")
+    store.put("models/FLUX/unet/a.safetensors", b"old")
+    models = BaseModels(tmp_path, None)
+    folder = models.ensure(store, BASE)
+    clock.advance(60)
+    store.put("models/FLUX/unet/a.safetensors", b"new")
+    store.reset()
+    models.ensure(store, BASE)
+    assert (folder / "unet" / "a.safetensors").read_bytes() == b"new"
+    models.ensure(store, BASE)
+    assert store.counts == {"list": 2, "get": 1}
+
+
+def test_what_is_gone_from_the_bucket_goes_here(tmp_path: Path) -> None:
+    """One big file became two shards: the trainer must not find the old one beside them."""
+    store = MemoryStore()
+    store.put("models/FLUX/unet/whole.safetensors", b"w")
+    store.put("models/FLUX/old/config.json", b"{}")
+    models = BaseModels(tmp_path, None)
+    folder = models.ensure(store, BASE)
+    for key in ("models/FLUX/unet/whole.safetensors", "models/FLUX/old/config.json"):
+        store.hide(key)
+    store.put("models/FLUX/unet/1.safetensors", b"1")
+    store.put("models/FLUX/old", b"now a file")
+    models.ensure(store, BASE)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith(".dropbatch-")} == {"unet/1.safetensors", "old"}
+
+
+def test_a_folder_without_a_note_is_judged_by_its_times(tmp_path: Path) -> None:
+    """Made before there were notes: not fetched anew, unless the bucket's file is newer."""
+    clock = ManualClock()
+    store = CountingStore(MemoryStore(clock=clock))
+    for name in ("a", "b"):
+        store.put(f"models/FLUX/{name}", b"1")
+    folder = tmp_path / "FLUX"
+    folder.mkdir()
+    for name, late_s in (("a", 60), ("b", -60)):
+        (folder / name).write_bytes(b"0")
+        written_at = clock.now().timestamp() + late_s
+        os.utime(folder / name, (written_at, written_at))
+    store.reset()
+    BaseModels(tmp_path, None).ensure(store, BASE)
+    assert ((folder / "a").read_bytes(), (folder / "b").read_bytes()) == (b"0", b"1")
+    assert store.counts == {"list": 1, "get": 1}
+
+
+def test_a_replacement_that_breaks_off_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """The mark is away while two models are mixed; the next call fetches what is missing only."""
+    store = MemoryStore()
+    for name in ("a", "b"):
+        store.put(f"models/FLUX/{name}", b"old")
+    models = BaseModels(tmp_path, None)
+    folder = models.ensure(store, BASE)
+    assert (folder / ".dropbatch-whole").exists()
+    for name in ("a", "b"):
+        store.put(f"models/FLUX/{name}", b"new")
+    broken = BreaksOff(store, "models/FLUX/b")
+    with pytest.raises(StoreUnavailable):
+        models.ensure(broken, BASE)
+    assert not (folder / ".dropbatch-whole").exists()
+    counting = CountingStore(store)
+    models.ensure(counting, BASE)
+    assert counting.counts == {"list": 1, "get": 1}
+    assert (folder / "b").read_bytes() == b"new"
+    assert (folder / ".dropbatch-whole").exists()
+
+
+class BreaksOff(CountingStore):
+    """A store that has one object out of reach."""
+
+    def __init__(self, inner: MemoryStore, key: str) -> None:
+        super().__init__(inner)
+        self._key = key
+
+    def get(self, key: str, *, version: str | None = None) -> Download:
+        if key == self._key:
+            raise StoreUnavailable("no answer", where=key)
+        return super().get(key, version=version)
+
+
+def test_marks_of_ours_in_the_bucket_are_no_model(tmp_path: Path) -> None:
+    """A folder may have been uploaded as it lay here."""
+    store = MemoryStore()
+    store.put("models/FLUX/a", b"1")
+    store.put("models/FLUX/.dropbatch-files.json", b'{"a": [1, "v000001"]}')
+    folder = BaseModels(tmp_path, None).ensure(store, BASE)
+    assert (folder / "a").read_bytes() == b"1"
+    store.put("models/FLUX/a", b"2")
+    assert (BaseModels(tmp_path, None).ensure(store, BASE) / "a").read_bytes() == b"2"
 
 
 def test_without_bucket_and_hub_it_says_where_to_put_it(tmp_path: Path) -> None:

@@ -257,16 +257,28 @@ def _alive(studio: Studio) -> bool:
     return False
 
 
-def test_it_stops_right_after_a_checkpoint_when_money_ends(tmp_path: Path) -> None:
-    """The cap is a time by the GPU's price; what was paid for is kept in the checkpoint."""
+@pytest.mark.parametrize(("job_usd", "policy_usd", "says"), [(1.5, 1e9, "of $1.50"), (None, 2.5, "of $2.50")])
+def test_it_stops_right_after_a_checkpoint_when_money_ends(
+    tmp_path: Path, job_usd: float | None, policy_usd: float, says: str
+) -> None:
+    """By the price of where it runs and the job's cap, or everybody's; what was paid for is kept."""
     studio = Studio(tmp_path, usd_per_s=1e6)
+    studio.bench.with_policy(max_job_cost_usd=policy_usd, max_day_cost_usd=1e12)
     studio.rescript(at={"saved 3": "pause"})  # it trains no further until it is stopped
-    studio.drop_dataset(max_cost_usd=1.0)
+    studio.drop_dataset(max_cost_usd=job_usd)
     studio.work()
     kind, what = error_of(studio.manifest())
     assert kind is ErrorKind.OVER_BUDGET
     assert "right after the checkpoint of step" in what
+    assert says in what
     assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
+
+
+def test_a_machine_that_costs_nothing_stops_no_training(studio: Studio) -> None:
+    """Without a price no cap becomes a time."""
+    studio.drop_dataset(max_cost_usd=0.000001)
+    studio.work()
+    assert studio.manifest().outcome is Outcome.DONE
 
 
 def test_it_stops_right_after_a_checkpoint_when_time_ends_and_goes_on_in_the_next_try(studio: Studio) -> None:

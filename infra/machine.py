@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import modal
@@ -21,6 +22,7 @@ from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine, new_nonce
+from processor.policy import Policy
 from processor.store import Capabilities, Store, open_store
 
 _PROBE_AGAIN_S: Final = 24 * 3600.0
@@ -76,6 +78,14 @@ def open_handlers(deployed: Deployment, stores: Stores) -> dict[str, Handler]:
     }
 
 
+def rented_policy(deployed: Deployment) -> Policy:
+    """The machine's numbers where every container is rented, so that the day's cap holds from the first task.
+
+    Under either engine: with the built-in one a job's own `gpu` still rents that GPU.
+    """
+    return replace(policy_of(deployed.settings), priced=True)
+
+
 def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) -> Machine:
     """A machine that claims, plans and commits here and runs its tasks on the launcher.
 
@@ -83,7 +93,7 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
         StoreError: a bucket can't be reached or refuses.
     """
     settings = deployed.settings
-    stores, policy = open_stores(deployed), policy_of(settings)
+    stores, policy = open_stores(deployed), rented_policy(deployed)
     clock, lease_store = StoreClock(SystemClock()), open_leases(settings, stores.main)
     return Machine(
         stores=stores,

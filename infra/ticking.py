@@ -55,6 +55,7 @@ def tick_once(
             "young": report.young,
             "waiting": waiting,
             "paused": report.paused,
+            "over_budget": report.over_budget,
             "problem": report.problem,
         }
         line.add(**summary)

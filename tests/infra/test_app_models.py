@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processor.layout import spend_key
 from processor.records import Outcome
 from tests.infra.deployed import Deployed, deadline, deployed
 from tests.infra.standin import install_comfyui
@@ -104,6 +106,19 @@ def test_a_job_gets_the_gpu_that_it_asks_for(here: Deployed) -> None:
     manifest = here.manifests()[key]
     assert (manifest.outcome, manifest.tasks[0].gpu) == (Outcome.DONE, "H100"), manifest.error
     assert ["H100"] in [container.gpus for container in here.loopback.containers("Renderer")]
+
+
+def test_on_a_day_at_its_cap_drops_wait_and_no_gpu_is_rented(here: Deployed) -> None:
+    """However it was spent, and although this job has not cost anything yet."""
+    spent = spend_key(datetime.now(UTC).date(), "another-0123456789abcdef", "1-a", 25_000_000)
+    here.store.put(spent, b"")
+    key = here.put_job("tomorrow", {"kind": "train", "dataset": "zoe", "preset": "sd15"})
+    summary = here.tick()
+    assert (summary["claimed"], summary["pending"]) == (0, 1)
+    assert summary["over_budget"] == "the day has cost $25.00 of $25.00"
+    assert not here.loopback.containers("Trainer")
+    for used in (spent, key):
+        here.store.delete(used, version=here.store.stat(used).version)
 
 
 def test_a_trainer_preempted_between_checkpoints_goes_on(here: Deployed, toolkit: Path) -> None:

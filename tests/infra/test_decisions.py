@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import modal
 import pytest
 
 from infra.fleet import Pool, Pools
-from infra.gpus import bigger
+from infra.gpus import bigger, usd_per_s
 from infra.handover import from_json
-from infra.health import in_modals_words
+from infra.health import gpu_class, gpu_problem, in_modals_words
 from infra.models import listing, note_use, remove, trim
 from infra.settings import deployable
 from infra.ticking import grouped, tick_once
@@ -103,6 +104,35 @@ def test_a_bigger_gpu_has_more_memory(name: str, larger: str) -> None:
 def test_gpus_are_named_as_modal_does(smi: str, expected: str | None) -> None:
     """From what `nvidia-smi` calls them."""
     assert in_modals_words(smi) == expected
+
+
+def nvidia_smi(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's tool that says this, on the PATH."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{says}'\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    gpu_class.cache_clear()
+
+
+@pytest.fixture
+def _ask_smi_anew() -> Iterator[None]:
+    yield
+    gpu_class.cache_clear()
+
+
+@pytest.mark.usefixtures("_ask_smi_anew")
+def test_every_gpu_of_a_container_is_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`H100:2` costs two; what the container got says so, whatever it was asked for."""
+    one = "NVIDIA H100 80GB HBM3\\n"
+    nvidia_smi(tmp_path, one, monkeypatch)
+    assert gpu_class() == "H100"
+    nvidia_smi(tmp_path, one * 2, monkeypatch)
+    assert gpu_class() == "H100:2"
+    assert usd_per_s(gpu_class()) == pytest.approx(2 * usd_per_s("H100"))
+    assert gpu_problem() is None
+    nvidia_smi(tmp_path, one + "Unable to determine the device handle: Unknown Error\\n", monkeypatch)
+    assert "Unknown Error" in str(gpu_problem())
 
 
 def test_chunks_never_leave_a_container_idle() -> None:

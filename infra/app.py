@@ -35,6 +35,14 @@ slack = (
     if options.slack_secret
     else []
 )
+# By another secret than Backblaze's, which the webhook's function alone has under the same name.
+signing = (
+    [modal.Secret.from_name(options.notices_secret, required_keys=["DROPBATCH_WEBHOOK_SECRET"])]
+    if settings.webhook_url
+    else []
+)
+telling = [*slack, *signing]
+"""Of those who tell how jobs end: dispatchers, the morning, and ticks, which settle what was replaced."""
 hugging_face = (
     [modal.Secret.from_name(options.hf_secret, required_keys=["HF_TOKEN"])] if options.hf_secret else []
 )
@@ -241,7 +249,7 @@ if options.engine == "comfyui":  # a rehearsal needs no base model, the built-in
 
 @app.function(
     image=base,
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=1.0,
     memory=1024,
     timeout=24 * HOURS,
@@ -274,7 +282,7 @@ def _tick() -> dict[str, Any]:
 @app.function(
     image=base,
     schedule=modal.Cron("* * * * *"),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -289,7 +297,7 @@ def tick() -> dict[str, Any]:
 
 @app.function(
     image=base,
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -308,7 +316,7 @@ def wake(delay_s: float = 0.0) -> dict[str, Any]:
     schedule=modal.Cron(
         f"{settings.night_start.minute} {settings.night_start.hour} * * *", timezone=settings.zone
     ),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -326,7 +334,7 @@ def nightly() -> dict[str, Any]:
     schedule=modal.Cron(
         f"{settings.night_end.minute} {settings.night_end.hour} * * *", timezone=settings.zone
     ),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=1024,
     timeout=2 * HOURS,

@@ -9,21 +9,26 @@ from dataclasses import replace
 from typing import Any, Final
 
 import modal
+import structlog
 
 from infra.paths import SLACK_NODES, here
 from infra.settings import Deployment, in_container
 from processor import log as logs
-from processor.assembly import open_leases, policy_of
+from processor.assembly import open_leases, open_notices, policy_of
 from processor.clock import StoreClock, SystemClock
-from processor.config import credentials, resolve_handlers
+from processor.config import Settings, credentials, resolve_handlers
+from processor.errors import ConfigError
 from processor.events import Observer, ignore
 from processor.handler import Handler, Stores
 from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine, new_nonce
+from processor.notify import Notices
 from processor.policy import Policy
 from processor.store import Capabilities, Store, open_store
+
+log = structlog.get_logger(__name__)
 
 _PROBE_AGAIN_S: Final = 24 * 3600.0
 
@@ -104,8 +109,22 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
         handlers=open_handlers(deployed, stores),
         policy=policy,
         observe=observe,
+        notices=_notices(settings),
         host=f"modal:{os.environ.get('MODAL_TASK_ID', 'local')}",
     )
+
+
+def _notices(settings: Settings) -> Notices | None:
+    """Who is told how jobs end, by the secrets that this function was given.
+
+    The deploy has refused what can be known without their values (`infra.settings.deployable`). A
+    value that is no secret must not keep ticks from their work: `dropbatch doctor --modal` tells it.
+    """
+    try:
+        return open_notices(settings, os.environ)
+    except ConfigError as error:
+        log.error("notices.off", why=str(error))  # noqa: TRY400 - where it happened tells nothing
+        return None
 
 
 def _open(deployed: Deployment, notes: modal.Dict, url: str, name: Any) -> Store:

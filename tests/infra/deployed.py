@@ -124,6 +124,7 @@ def deployed(
     *,
     secrets: dict[str, dict[str, str]] | None = None,
     container_env: dict[str, str] | None = None,
+    more: dict[str, str] | None = None,
     lease_s: int = 120,
     engine_args: Sequence[str] = (),
     **modal_settings: Any,
@@ -131,6 +132,7 @@ def deployed(
     """The app, deployed as a user does, on a new bucket of that server.
 
     Args:
+        more: further variables of the one who deploys.
         lease_s: short where a test waits for one to run out; else long enough for a busy machine.
     """
     store = make_bucket(endpoint_url, versions=True)
@@ -143,6 +145,7 @@ def deployed(
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
         "DROPBATCH_COMFYUI_ARGS": ",".join(engine_args),
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
+        **(more or {}),
     }
     with Loopback(root / "modal", container_env=container_env) as running:
         for name, values in (secrets or {}).items():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import modal
 import pytest
@@ -15,13 +19,20 @@ from infra.gpus import bigger, usd_per_s
 from infra.handover import from_json
 from infra.health import gpu_class, gpu_problem, in_modals_words
 from infra.models import listing, note_use, remove, trim
+from infra.secrets import create, needed
 from infra.settings import deployable
-from infra.ticking import grouped, tick_once
+from infra.ticking import grouped, morning_once, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
-from processor.errors import TaskFailed
-from processor.testing.handler import ScriptedHandler
+from processor.errors import ConfigError, TaskFailed
+from processor.notify import Notices
+from processor.run import run
+from processor.schedule import Night
+from processor.testing.clock import ManualClock
+from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
+from processor.webhook import Webhook
+from tests.support.receiver import server
 
 
 def test_the_signature_is_backblazes() -> None:
@@ -67,6 +78,67 @@ def test_claims_that_no_dispatcher_takes_go_back_at_once(tmp_path: Path) -> None
     summary = tick_once(bench.machine(), deployed, spawn=taken.extend, backlog=lambda: 0)
     assert (summary["claimed"], summary["problem"], len(taken)) == (3, None, 3)
     assert {from_json(claim).lease.epoch for claim in taken} == {2}
+
+
+def test_the_morning_tells_of_the_night(tmp_path: Path) -> None:
+    """Its cron is the only one on Modal that looks at a night that has closed."""
+    night = Night(time(1), time(7), ZoneInfo("UTC"))
+    in_it = ManualClock(datetime(2026, 5, 5, 2, tzinfo=UTC))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file), clock=in_it)
+    bench.with_policy(night=night)
+    bench.drop({"workflow": "noop", "overrides": {"tasks": 1}})
+    run(bench.machine(), once=True)
+    in_it.advance(6 * 3600)
+    secret = "whsec_" + "0" * 32
+    with server() as received:
+        machine = replace(bench.machine(), notices=Notices([Webhook(received.url, secret)], {"night"}))
+        morning_once(machine)
+        morning_once(machine)
+    ((_, _, body),) = received.requests
+    assert json.loads(body)["type"] == "night.reported"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"slack_channel": "C1"}, "slack_secret"),
+        ({"webhook_url": "ftp://example.test"}, "webhook_url"),
+        ({"notify_on": ["doen"]}, "Did you mean 'done'?"),
+    ],
+)
+def test_notices_that_could_not_be_sent_are_refused_at_deploy(settings: dict[str, Any], says: str) -> None:
+    """Not by every container from then on; what is in the secrets is not looked at here."""
+    with pytest.raises(ConfigError) as caught:
+        deployable(load_without_file(bucket="s3://a-bucket", **settings))
+    assert says in f"{caught.value} {caught.value.where} {caught.value.mend}"
+
+
+def test_a_notice_secret_in_use_is_asked_for() -> None:
+    """And not before; with the bot's where a channel is named."""
+    plain = load_without_file(bucket="s3://a-bucket")
+    told = load_without_file(
+        bucket="s3://a-bucket",
+        webhook_url="https://example.test",
+        slack_channel="C1",
+        modal={"slack_secret": "slack-credentials"},
+    )
+    used = [
+        {secret.name for secret in needed(deployable(each)) if secret.setting is None}
+        for each in (plain, told)
+    ]
+    assert used[1] - used[0] == {"dropbatch-notices", "slack-credentials"}
+    assert not used[0] & {"dropbatch-notices", "slack-credentials"}
+
+
+@pytest.mark.parametrize("name", ["dropbatch-notices", "dropbatch-webhook"])
+def test_a_secret_that_could_sign_nothing_is_not_made(name: str) -> None:
+    """Both lie in the environment under one name, but they are of different shapes."""
+    settings = load_without_file(
+        bucket="s3://a-bucket", webhook_url="https://example.test", modal={"webhook": True}
+    )
+    (secret,) = [each for each in needed(deployable(settings)) if each.name == name]
+    with pytest.raises(ConfigError, match="DROPBATCH_WEBHOOK_SECRET"):
+        create(secret, {"DROPBATCH_WEBHOOK_SECRET": "not quite"})
 
 
 def test_nothing_is_claimed_while_claims_wait_for_a_dispatcher(tmp_path: Path) -> None:

@@ -375,15 +375,15 @@ if options.api:
 
         @modal.enter(snap=True)
         def load(self) -> None:
-            self.studio = studio.Studio.open(deployed)
+            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
 
         @modal.enter()
         def wake(self) -> None:
             self.studio.warm()
 
         @modal.method()
-        def render(self, job: dict[str, Any]) -> dict[str, Any]:
-            return self.studio.render(job, pull.remote, model_volume.reload)
+        def render(self, order: dict[str, Any]) -> dict[str, Any]:
+            return self.studio.render(order, model_volume.reload)
 
         @modal.exit()
         def leave(self) -> None:
@@ -392,8 +392,9 @@ if options.api:
     @app.function(
         image=base,
         secrets=[told, bucket_key],
+        volumes={paths.MODELS: model_volume},
         cpu=0.25,
-        memory=512,
+        memory=1024,
         timeout=fleet.timeout_s(settings, options, "render"),
         max_containers=2,
         scaledown_window=60,
@@ -402,7 +403,13 @@ if options.api:
     @modal.asgi_app(requires_proxy_auth=True)
     def api() -> Any:
         """The headless API, with the status page of the bucket: see `infra.api`."""
-        return containers.open_api(deployed, render=Studio().render.remote, wake=wake.spawn)
+        return containers.open_api(
+            deployed,
+            render=Studio().render.remote,
+            pull=pull,
+            volume=model_volume,
+            wake=wake.spawn,
+        )
 
 
 if options.webhook:

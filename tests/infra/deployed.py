@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import modal  # the client under test
+import urllib3
 
 from infra.handover import to_json
 from processor.attempt import Claim
@@ -115,6 +116,15 @@ class Deployed:
             for file in (file for result in manifest.tasks for file in result.files):
                 assert len(self.read(file.key)) == file.size_bytes
         assert SECRET not in self.loopback.logs(tail_bytes=10_000_000)
+
+
+def ask(here: Deployed, method: str, path: str, value: Any = None, *, auth: bool = True) -> Any:
+    """The headless API's reply."""
+    key, secret = here.loopback.proxy_auth
+    headers = {"Modal-Key": key, "Modal-Secret": secret} if auth else {}
+    body = None if value is None else json.dumps(value).encode()
+    url = here.loopback.url_of("api") + path
+    return urllib3.request(method, url, body=body, headers=headers, timeout=90, retries=False)
 
 
 @contextmanager

@@ -14,18 +14,25 @@ from zoneinfo import ZoneInfo
 import modal
 import pytest
 
+from handlers.model_cache import ModelCache
+from infra.asgi import status_of
+from infra.containers import pull_in_time
+from infra.desk import Desk
 from infra.fleet import Pool, Pools
 from infra.gpus import bigger, usd_per_s
 from infra.handover import from_json
 from infra.health import gpu_class, gpu_problem, in_modals_words
-from infra.models import listing, note_use, remove, trim
+from infra.models import listing, note_use, raise_problem, remove, trim
 from infra.secrets import create, needed
 from infra.settings import deployable
 from infra.ticking import grouped, morning_once, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
 from processor.errors import ConfigError, TaskFailed
+from processor.handler import PlanContext, Stores
+from processor.models import JobBase, RenderJob
 from processor.notify import Notices
+from processor.records import ModelFile, Plan
 from processor.run import run
 from processor.schedule import Night
 from processor.testing.clock import ManualClock
@@ -139,6 +146,80 @@ def test_a_secret_that_could_sign_nothing_is_not_made(name: str) -> None:
     (secret,) = [each for each in needed(deployable(settings)) if each.name == name]
     with pytest.raises(ConfigError, match="DROPBATCH_WEBHOOK_SECRET"):
         create(secret, {"DROPBATCH_WEBHOOK_SECRET": "not quite"})
+
+
+class Queued:
+    """A function of Modal's whose only container is busy with somebody else's input."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def spawn(self, wanted: Any) -> Queued:
+        self.waiting.append(wanted)
+        return self
+
+    def get(self, timeout: float) -> Any:
+        assert timeout < 150, "then Modal answers for us"
+        raise TimeoutError
+
+
+def test_the_api_does_not_wait_behind_a_batchs_models() -> None:
+    """The pull stays queued; who asked is told to come again, instead of holding the door open."""
+    pull = Queued()
+    wanted = [{"folder": "loras", "name": "a"}]
+    problem = pull_in_time(pull, wanted)  # type: ignore[arg-type]  # as far as it is used
+    assert pull.waiting == [wanted]
+    with pytest.raises(TaskFailed) as caught:
+        raise_problem(problem)
+    assert status_of(caught.value.kind) == 503
+
+
+class OneModel(ScriptedHandler):
+    """Plans a task that needs this model."""
+
+    model = ModelFile(folder="loras", name="a.safetensors")
+
+    def plan(self, job: JobBase, context: PlanContext) -> Plan:
+        return super().plan(job, context).model_copy(update={"models": [self.model]})
+
+
+def test_the_api_pulls_what_lacks_before_it_rents_and_says_what_it_uses(tmp_path: Path) -> None:
+    """A model that is there starts nothing but, once an hour, the note that keeps it on the Volume."""
+    bench, told = Bench(tmp_path, OneModel()), list[str]()
+    volume = ModelCache(tmp_path / "volume", bench.main)
+    bench.main.put("comfy_models/loras/a.safetensors", b"weights")
+
+    def pull(_wanted: list[dict[str, Any]]) -> None:
+        told.append("pull")
+        volume.ensure([OneModel.model])
+
+    def rent(order: dict[str, Any]) -> dict[str, Any]:
+        told.append("rent")
+        return order
+
+    def desk() -> Desk:
+        return Desk(
+            handler=bench.handler,
+            stores=Stores.single(bench.main),
+            budget=bench.machine().budget,
+            max_job_cost_usd=10.0,
+            cache=volume,
+            reload_models=lambda: told.append("reload"),
+            pull=pull,
+            note_use=lambda _wanted: told.append("note"),
+            render=rent,
+        )
+
+    job = RenderJob.model_validate({"kind": "render", "workflow": "w", "max_cost_usd": 2})
+    door = desk()
+    order = door(job)
+    assert (told, order["max_cost_usd"]) == (["reload", "pull", "rent"], 2)
+    door(job)
+    assert told[3:] == ["reload", "rent"]
+    another = desk()
+    another(job)
+    another(job)
+    assert told[5:] == ["reload", "note", "rent", "reload", "rent"]
 
 
 def test_nothing_is_claimed_while_claims_wait_for_a_dispatcher(tmp_path: Path) -> None:

@@ -169,10 +169,11 @@ class Renderer:
 
     @modal.enter(snap=True)
     def load(self) -> None:
-        self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
+        containers.preload(deployed, "render")
 
     @modal.enter()
     def wake(self) -> None:
+        self.worker = containers.open_worker(deployed, "render", gpus=render_gpus or (), volume=model_volume)
         self.worker.warm()
 
     @modal.method()
@@ -375,10 +376,11 @@ if options.api:
 
         @modal.enter(snap=True)
         def load(self) -> None:
-            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
+            containers.preload(deployed, "render")
 
         @modal.enter()
         def wake(self) -> None:
+            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
             self.studio.warm()
 
         @modal.method()

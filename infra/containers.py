@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -33,7 +34,7 @@ from processor.clock import SystemClock
 from processor.config import resolve_handlers
 from processor.errors import ConfigError, ErrorKind, TaskFailed
 from processor.events import Observer, ignore
-from processor.handler import Stores, Work
+from processor.handler import HandlerFactory, Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
 from processor.records import Plan
@@ -46,6 +47,16 @@ PULL_WAIT_S: Final = 120.0
 """Below the 150 s after which Modal answers with a redirect, and far below the API's own timeout."""
 Pull = Callable[[list[dict[str, Any]]], Problem]
 """Brings models to a Volume, on a CPU; says what kept it."""
+
+
+def preload(deployed: Deployment, kind: str) -> None:
+    """Load what a container for tasks of one kind imports, for its memory snapshot. Opens nothing.
+
+    A restored process finds its environment as it is by then, so what was made of a key before the
+    snapshot would use that key for ever, whatever it was replaced with since.
+    """
+    _handler_of(deployed, kind)
+    import_module("processor.store.s3")  # what a bucket's URL would load late
 
 
 def open_worker(
@@ -61,12 +72,7 @@ def open_worker(
         ConfigError: no handler is configured for that kind.
     """
     ours = container_start(deployed)
-    named = ours.settings.handlers
-    if kind not in named:
-        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
-    # Only its own: the others' libraries need not be in this image.
-    (factory,) = resolve_handlers(ours.settings.model_copy(update={"handlers": {kind: named[kind]}})).values()
-    stores = open_stores(ours)
+    factory, stores = _handler_of(ours, kind), open_stores(ours)
     return Worker(
         factory.configured(ours.settings, stores),
         stores,
@@ -75,6 +81,16 @@ def open_worker(
         drain=modal.experimental.stop_fetching_inputs,
         reload_models=volume.reload if volume else lambda: None,
     )
+
+
+def _handler_of(deployed: Deployment, kind: str) -> HandlerFactory:
+    """Only its own: the others' libraries need not be in this image."""
+    named = deployed.settings.handlers
+    if kind not in named:
+        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
+    only = deployed.settings.model_copy(update={"handlers": {kind: named[kind]}})
+    factory: HandlerFactory = resolve_handlers(only)[kind]
+    return factory
 
 
 def open_machine(

@@ -26,6 +26,7 @@ from processor.leases.lease import Leases
 from processor.machine import Machine, new_nonce
 from processor.notify import Notices
 from processor.policy import Policy
+from processor.redact import forget
 from processor.store import Capabilities, Store, open_store
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,7 @@ _PROBE_AGAIN_S: Final = 24 * 3600.0
 def container_start(deployed: Deployment) -> Deployment:
     """What every container does first: its own settings, and logs as JSON lines."""
     ours = in_container(deployed)
+    forget()  # secrets may be others than those that a log before the snapshot knew
     logs.configure_from(ours.settings)
     _tell_nodes()
     return ours

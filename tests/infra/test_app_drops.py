@@ -14,8 +14,9 @@ from standardwebhooks.webhooks import Webhook as Receiver
 
 from processor.records import Outcome
 from tests.acceptance.drops import EXAMPLES, IGNORED, graph
-from tests.infra.deployed import Deployed, deadline, deployed
-from tests.support.b2like import B2Like
+from tests.infra.deployed import Deployed, ask, deadline, deployed
+from tests.support.b2like import B2Like, Kind
+from tests.support.fixtures import KEY_ID, SECRET
 from tests.support.moto import SerialMotoServer
 from tests.support.receiver import server
 
@@ -47,6 +48,27 @@ def test_one_drop_becomes_pictures_and_a_manifest(here: Deployed) -> None:
     assert here.keys("done/")
     here.check_whole()
     assert here.tick()["claimed"] == 0
+
+
+def test_a_restored_container_uses_the_key_of_today(here: Deployed, b2: B2Like) -> None:
+    """A snapshot outlives the key that it was taken under: both pools open the bucket after it."""
+    now = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
+    then = {"AWS_ACCESS_KEY_ID": "key-of-yesterday", "AWS_SECRET_ACCESS_KEY": SECRET}
+    here.loopback.set_secret("b2-credentials", now, in_snapshots=then)
+    b2.decide = lambda request: (
+        Kind.DENIED if any("key-of-yesterday" in value for value in request.headers.values()) else None
+    )
+    key = here.put_job("rotated", {"workflow": graph()})
+    here.tick()
+    here.run_until_empty()
+    assert here.manifests()[key].outcome is Outcome.DONE, here.manifests()[key].tasks
+    rendered = ask(here, "POST", "/render", {"kind": "render", "workflow": graph()})
+    assert rendered.status == 200, rendered.data
+    assert {name for name in ("Renderer", "Studio") if here.loopback.containers(name)[0].checkpoints} == {
+        "Renderer",
+        "Studio",
+    }
+    assert b2.struck == []
 
 
 def test_who_wants_to_know_is_told_and_a_secret_that_is_none_stops_no_tick(

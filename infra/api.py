@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from infra.asgi import Reply, Request
-from processor.errors import JobInvalid, NotFound
+from infra.asgi import Reply, Request, status_of
+from processor.errors import ErrorKind, JobInvalid, NotFound
 from processor.inbox import Drop, scan
 from processor.layout import AUTHORITY, JOBS, is_job_id, manifest_key, slug
 from processor.leases.authority import Founding
@@ -45,13 +45,13 @@ class Api:
     """The endpoint's function.
 
     Args:
-        render: runs a job in the API's own pool; `{"files": …}` or `{"error": …}`.
+        render: runs a job in the API's own pool; `{"files": …}` or `{"error": …}`. See `infra.desk`.
         wake: has a tick begin.
     """
 
     store: Store
     leases: LeaseStore
-    render: Callable[[dict[str, Any]], dict[str, Any]]
+    render: Callable[[RenderJob], dict[str, Any]]
     wake: Callable[[], object]
 
     def __call__(self, request: Request) -> Reply:
@@ -70,9 +70,9 @@ class Api:
         job = self._read(request.body)
         if not isinstance(job, RenderJob):
             raise JobInvalid("only render jobs are answered at once", mend="POST /jobs takes all kinds")
-        rendered = self.render(job.model_dump(mode="json", exclude_defaults=True) | {"kind": job.kind})
+        rendered = self.render(job)
         if error := rendered.get("error"):
-            return Reply.of_json({"error": error["what"], **error}, 422)
+            return Reply.of_json({"error": error["what"], **error}, status_of(ErrorKind(error["kind"])))
         files = rendered["files"]
         if len(files) == 1:
             name = re.sub(r'[^\x20-\x7e]|["\\]', "_", files[0]["name"])

@@ -14,7 +14,7 @@ from typing import Any
 import modal
 
 from infra import capture as schema
-from infra import containers, dispatching, fleet, images, models, mounts, paths, studio, ticking
+from infra import containers, desk, dispatching, fleet, images, models, mounts, paths, studio, ticking
 from infra import ui as interactive
 from infra.settings import DEPLOYED, deployment
 
@@ -35,6 +35,14 @@ slack = (
     if options.slack_secret
     else []
 )
+# By another secret than Backblaze's, which the webhook's function alone has under the same name.
+signing = (
+    [modal.Secret.from_name(options.notices_secret, required_keys=["DROPBATCH_WEBHOOK_SECRET"])]
+    if settings.webhook_url
+    else []
+)
+telling = [*slack, *signing]
+"""Of those who tell how jobs end: dispatchers, the morning, and ticks, which settle what was replaced."""
 hugging_face = (
     [modal.Secret.from_name(options.hf_secret, required_keys=["HF_TOKEN"])] if options.hf_secret else []
 )
@@ -242,7 +250,7 @@ if options.engine == "comfyui":  # a rehearsal needs no base model, the built-in
 
 @app.function(
     image=base,
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=1.0,
     memory=1024,
     timeout=24 * HOURS,
@@ -275,7 +283,7 @@ def _tick() -> dict[str, Any]:
 @app.function(
     image=base,
     schedule=modal.Cron("* * * * *"),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -290,7 +298,7 @@ def tick() -> dict[str, Any]:
 
 @app.function(
     image=base,
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -309,7 +317,7 @@ def wake(delay_s: float = 0.0) -> dict[str, Any]:
     schedule=modal.Cron(
         f"{settings.night_start.minute} {settings.night_start.hour} * * *", timezone=settings.zone
     ),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
     timeout=4 * MINUTES,
@@ -327,7 +335,7 @@ def nightly() -> dict[str, Any]:
     schedule=modal.Cron(
         f"{settings.night_end.minute} {settings.night_end.hour} * * *", timezone=settings.zone
     ),
-    secrets=[told, bucket_key, *slack],
+    secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=1024,
     timeout=2 * HOURS,
@@ -353,7 +361,7 @@ if options.api:
         volumes={paths.MODELS: model_volume},
         cpu=4.0,
         memory=16384,
-        timeout=fleet.studio_timeout_s(settings, options, studio.MAX_TASKS),
+        timeout=fleet.studio_timeout_s(settings, options, desk.MAX_TASKS),
         startup_timeout=fleet.STARTUP_S,
         min_containers=options.api_min_containers,
         max_containers=options.api_containers,
@@ -372,12 +380,12 @@ if options.api:
 
         @modal.enter()
         def wake(self) -> None:
-            self.studio = studio.Studio.open(deployed)
+            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
             self.studio.warm()
 
         @modal.method()
-        def render(self, job: dict[str, Any]) -> dict[str, Any]:
-            return self.studio.render(job, pull.remote, model_volume.reload)
+        def render(self, order: dict[str, Any]) -> dict[str, Any]:
+            return self.studio.render(order, model_volume.reload)
 
         @modal.exit()
         def leave(self) -> None:
@@ -386,8 +394,9 @@ if options.api:
     @app.function(
         image=base,
         secrets=[told, bucket_key],
+        volumes={paths.MODELS: model_volume},
         cpu=0.25,
-        memory=512,
+        memory=1024,
         timeout=fleet.LONGEST_S,  # a request waits for a container of the Studio, and then for its files
         max_containers=2,
         scaledown_window=60,
@@ -396,7 +405,13 @@ if options.api:
     @modal.asgi_app(requires_proxy_auth=True)
     def api() -> Any:
         """The headless API, with the status page of the bucket: see `infra.api`."""
-        return containers.open_api(deployed, render=Studio().render.remote, wake=wake.spawn)
+        return containers.open_api(
+            deployed,
+            render=Studio().render.remote,
+            pull=pull,
+            volume=model_volume,
+            wake=wake.spawn,
+        )
 
 
 if options.webhook:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import structlog
 
-from processor.errors import ConfigError, DropbatchError, JobInvalid, NotFound, TaskFailed
+from processor.errors import ConfigError, DropbatchError, ErrorKind, JobInvalid, NotFound, TaskFailed
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +82,8 @@ def answer(handle: Handle, request: Request) -> Reply:
     try:
         return handle(request)
     except (JobInvalid, TaskFailed) as error:
-        return Reply.of_json({"error": str(error), "kind": error.kind.value, "details": error.details}, 422)
+        value = {"error": str(error), "kind": error.kind.value, "details": error.details}
+        return Reply.of_json(value, status_of(error.kind))
     except NotFound as error:
         return Reply.of_json({"error": str(error)}, 404)
     except ConfigError as error:
@@ -93,6 +94,11 @@ def answer(handle: Handle, request: Request) -> Reply:
     except Exception:
         log.exception("door.defect", path=request.path)
         return Reply.of_json({"error": "internal error; it is in the log"}, 500)
+
+
+def status_of(kind: ErrorKind) -> int:
+    """What a failure means to a caller: 422 where the request must change, else when to come again."""
+    return {ErrorKind.OVER_BUDGET: 429, ErrorKind.UNAVAILABLE: 503}.get(kind, 422)
 
 
 async def _body(receive: Receive, limit_bytes: int) -> bytes | None:

@@ -6,36 +6,45 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import modal
 import structlog
 
+from handlers.model_cache import ModelCache
 from infra.api import MAX_BODY_BYTES as API_BODY_BYTES
 from infra.api import Api
 from infra.asgi import AsgiApp, asgi_app
+from infra.desk import Desk
 from infra.fleet import Pools, sharing
 from infra.launcher import ModalLauncher
-from infra.machine import build, container_start, open_notes, open_stores
+from infra.machine import build, container_start, open_notes, open_stores, rented_policy
 from infra.models import Problem, raise_problem
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
 from infra.webhook import MAX_BODY_BYTES, Door
 from infra.worker import Worker
 from processor.assembly import open_leases
+from processor.budget import DayBudget
+from processor.clock import SystemClock
 from processor.config import resolve_handlers
-from processor.errors import ConfigError
+from processor.errors import ConfigError, ErrorKind, TaskFailed
 from processor.events import Observer, ignore
 from processor.handler import HandlerFactory, Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
 from processor.models import JobKind
 from processor.records import Plan
+from processor.report import error_report
 
 log = structlog.get_logger(__name__)
 
 Render = Callable[[dict[str, Any]], dict[str, Any]]
+PULL_WAIT_S: Final = 120.0
+"""Below the 150 s after which Modal answers with a redirect, and far below the API's own timeout."""
 Pull = Callable[[list[dict[str, Any]]], Problem]
 """Brings models to a Volume, on a CPU; says what kept it."""
 
@@ -120,12 +129,48 @@ def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:
     return fetch
 
 
-def open_api(deployed: Deployment, *, render: Render, wake: Callable[[], object]) -> AsgiApp:
-    """The headless API of a container."""
+def open_api(
+    deployed: Deployment,
+    *,
+    render: Render,
+    pull: modal.Function[..., Any, Any],
+    volume: modal.Volume,
+    wake: Callable[[], object],
+) -> AsgiApp:
+    """The headless API of a container.
+
+    Args:
+        render: runs an order on a GPU.
+    """
     ours = container_start(deployed)
-    main = open_stores(ours).main
-    api = Api(main, open_leases(ours.settings, main), render, wake)
+    stores, policy = open_stores(ours), rented_policy(ours)
+    desk = Desk(
+        handler=resolve_handlers(ours.settings)["render"].configured(ours.settings, stores),
+        stores=stores,
+        budget=DayBudget(stores.main, policy, SystemClock()),
+        max_job_cost_usd=policy.max_job_cost_usd,
+        cache=ModelCache(ours.settings.models_path, stores.models),
+        reload_models=volume.reload,
+        pull=partial(pull_in_time, pull),
+        note_use=partial(_pull_some_time, pull),
+        render=render,
+    )
+    api = Api(stores.main, open_leases(ours.settings, stores.main), desk, wake)
     return asgi_app(api, limit_bytes=API_BODY_BYTES)
+
+
+def pull_in_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> Problem:
+    """What a pull came to, for one who does not wait behind a whole batch's; it goes on by itself."""
+    try:
+        problem: Problem = function.spawn(wanted).get(timeout=PULL_WAIT_S)
+    except TimeoutError:
+        late = TaskFailed(
+            ErrorKind.UNAVAILABLE,
+            f"after {PULL_WAIT_S:.0f} s its models are not on the Volume yet",
+            mend="They are on their way: ask again in some minutes; POST /jobs waits for them",
+        )
+        return error_report(late).model_dump(mode="json", exclude_defaults=True)
+    return problem
 
 
 def open_webhook(deployed: Deployment, *, spawn: Callable[[float], object]) -> AsgiApp:
@@ -145,6 +190,11 @@ def inbox_in_bucket(url: str) -> str:
     """The inbox's prefix as Backblaze sees it, with the root prefix of our keys."""
     prefix = unquote(urlsplit(url).path).strip("/")
     return f"{prefix}/{INBOX}" if prefix else INBOX
+
+
+def _pull_some_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> None:
+    with suppress(modal.exception.Error):  # a note less: the models may leave the Volume sooner
+        function.spawn(wanted)
 
 
 class _Preparing:

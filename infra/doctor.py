@@ -85,6 +85,13 @@ def _tick(deployed: Deployment) -> Finding:
     summary: dict[str, Any] = function(deployed, "wake").spawn(0.0).get(timeout=180)
     if summary["problem"]:
         return Finding("fail", "modal tick", redact(str(summary["problem"])))
+    settings = deployed.settings
+    wanted = {"slack": settings.slack_channel, "webhook": settings.webhook_url}
+    if silent := [name for name, set_ in wanted.items() if set_ and name not in summary.get("tells", [])]:
+        mend = (
+            "The value in their Modal Secret is none; `dropbatch logs --modal` has the reason at notices.off"
+        )
+        return Finding("fail", "modal tick", f"notices are not sent: {', '.join(silent)}", mend)
     return Finding("ok", "modal tick", f"{summary['pending']} pending, {summary['claimed']} claimed")
 
 

@@ -13,16 +13,17 @@ _MODELS: Final = re.compile(r"\b(T4|L40S|L4|A100|A10|H100|H200|B200)")
 
 
 def gpu_problem() -> str | None:
-    """What is wrong with the GPU; None if it answers, or if there is none here. Takes ~50 ms."""
-    name, problem = _ask_smi()
-    return None if name or problem is None else problem
+    """What is wrong with a GPU; None if all answer, or if there is none here. Takes ~50 ms."""
+    _, problem = _ask_smi()
+    return problem
 
 
 @cache
 def gpu_class() -> str | None:
-    """The GPU that this container got, in Modal's words; None without one."""
-    name, _ = _ask_smi()
-    return in_modals_words(name) if name else None
+    """What this container got, in Modal's words: `L40S`, `H100:2` for two; None without a GPU."""
+    names, _ = _ask_smi()
+    kind = in_modals_words(names[0]) if names else None
+    return f"{kind}:{len(names)}" if kind and len(names) > 1 else kind
 
 
 def in_modals_words(name: str) -> str | None:
@@ -41,11 +42,11 @@ def engine_problem(handler: Any) -> str | None:
     return ask() if callable(ask) else None
 
 
-def _ask_smi() -> tuple[str, str | None]:
-    """The first GPU's name, and what went wrong if it could not be told."""
+def _ask_smi() -> tuple[list[str], str | None]:
+    """The name of each GPU, a container's are all alike, and what went wrong if they could not be told."""
     binary = shutil.which("nvidia-smi")
     if binary is None:
-        return "", None
+        return [], None
     try:
         done = subprocess.run(
             [binary, "--query-gpu=name", "--format=csv,noheader"],
@@ -56,9 +57,11 @@ def _ask_smi() -> tuple[str, str | None]:
             env={},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return "", f"nvidia-smi: {error}"
-    name = done.stdout.strip().partition("\n")[0]
+        return [], f"nvidia-smi: {error}"
+    names = [name for line in done.stdout.splitlines() if (name := line.strip())]
     # A GPU that fell off the bus is named on stdout, with exit code 0 on some drivers.
-    if done.returncode != 0 or "error" in name.lower() or not name:
-        return "", (done.stderr.strip() or name or f"nvidia-smi ended with {done.returncode}")[:300]
-    return name, None
+    wrong = next((name for name in names if "error" in name.lower()), "")
+    if done.returncode != 0 or wrong or not names:
+        said = done.stderr.strip() or wrong or next(iter(names), "")
+        return [], (said or f"nvidia-smi ended with {done.returncode}")[:300]
+    return names, None

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import modal
+import structlog
 
 from infra.paths import SLACK_NODES, here
 from infra.settings import Deployment, in_container
 from processor import log as logs
-from processor.assembly import open_leases, policy_of
+from processor.assembly import open_leases, open_notices, policy_of
 from processor.clock import StoreClock, SystemClock
-from processor.config import credentials, resolve_handlers
+from processor.config import Settings, credentials, resolve_handlers
+from processor.errors import ConfigError
 from processor.events import Observer, ignore
 from processor.handler import Handler, Stores
 from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine, new_nonce
+from processor.notify import Notices
+from processor.policy import Policy
+from processor.redact import forget
 from processor.store import Capabilities, Store, open_store
+
+log = structlog.get_logger(__name__)
 
 _PROBE_AGAIN_S: Final = 24 * 3600.0
 
@@ -29,6 +37,7 @@ _PROBE_AGAIN_S: Final = 24 * 3600.0
 def container_start(deployed: Deployment) -> Deployment:
     """What every container does first: its own settings, and logs as JSON lines."""
     ours = in_container(deployed)
+    forget()  # secrets may be others than those that a log before the snapshot knew
     logs.configure_from(ours.settings)
     _tell_nodes()
     return ours
@@ -76,6 +85,14 @@ def open_handlers(deployed: Deployment, stores: Stores) -> dict[str, Handler]:
     }
 
 
+def rented_policy(deployed: Deployment) -> Policy:
+    """The machine's numbers where every container is rented, so that the day's cap holds from the first task.
+
+    Under either engine: with the built-in one a job's own `gpu` still rents that GPU.
+    """
+    return replace(policy_of(deployed.settings), priced=True)
+
+
 def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) -> Machine:
     """A machine that claims, plans and commits here and runs its tasks on the launcher.
 
@@ -83,7 +100,7 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
         StoreError: a bucket can't be reached or refuses.
     """
     settings = deployed.settings
-    stores, policy = open_stores(deployed), policy_of(settings)
+    stores, policy = open_stores(deployed), rented_policy(deployed)
     clock, lease_store = StoreClock(SystemClock()), open_leases(settings, stores.main)
     return Machine(
         stores=stores,
@@ -94,8 +111,22 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
         handlers=open_handlers(deployed, stores),
         policy=policy,
         observe=observe,
+        notices=_notices(settings),
         host=f"modal:{os.environ.get('MODAL_TASK_ID', 'local')}",
     )
+
+
+def _notices(settings: Settings) -> Notices | None:
+    """Who is told how jobs end, by the secrets that this function was given.
+
+    The deploy has refused what can be known without their values (`infra.settings.deployable`). A
+    value that is no secret must not keep ticks from their work: `dropbatch doctor --modal` tells it.
+    """
+    try:
+        return open_notices(settings, os.environ)
+    except ConfigError as error:
+        log.error("notices.off", why=str(error))  # noqa: TRY400 - where it happened tells nothing
+        return None
 
 
 def _open(deployed: Deployment, notes: modal.Dict, url: str, name: Any) -> Store:

@@ -2,6 +2,9 @@
 
 Only pages that this door served may use it: a request must name it as its host, so that another
 site can't reach it through a name of its own, and as its origin where a browser tells one.
+
+An endpoint that has ended is started again by a person, never by a page: ComfyUI's asks for its
+socket every 300 ms for as long as its tab is open, and each time that would rent a GPU anew.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ _NOT_BACK: Final = _HOP_BY_HOP | {"content-encoding", "content-length"}
 """The client has decoded what comes back, so its length is another."""
 _MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 _CHUNK_BYTES: Final = 64 * 1024
+_ENDED: Final = "the endpoint has ended; load the page anew to start it\n"
 _LOCAL: Final = ("127.0.0.1", "localhost")
 
 
@@ -34,12 +38,20 @@ class Door:
     Args:
         target: the endpoint's URL.
         headers: added to every request; never shown to the browser.
+        ended: is told when the endpoint closed a socket; from then on nothing is passed on until
+            somebody loads a page.
     """
 
-    def __init__(self, target: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, target: str, headers: Mapping[str, str], *, ended: Callable[[], None] = lambda: None
+    ) -> None:
         self._target = target.rstrip("/")
         self._headers = dict(headers)
         self._session: ClientSession | None = None
+        self._ended = ended
+        self._is_over = False
+        self._life = 0
+        """Which start of the endpoint it is: a late farewell of the last one must not end this one."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_MESSAGE_BYTES)
@@ -57,6 +69,10 @@ class Door:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if not _is_ours(request):
             return web.Response(status=403, text="only for pages of this address\n")
+        if self._is_over:
+            if not _is_navigation(request):
+                return web.Response(status=503, text=_ENDED)
+            self._is_over, self._life = False, self._life + 1
         try:
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await self._socket(request)
@@ -85,14 +101,18 @@ class Door:
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None  # noqa: S101 - set before the first request
         url = self._target.replace("http", "ws", 1) + request.raw_path
+        life = self._life
         async with self._session.ws_connect(
             url, headers=self._headers, max_msg_size=_MAX_MESSAGE_BYTES
         ) as there:
             here = web.WebSocketResponse(max_msg_size=_MAX_MESSAGE_BYTES)
             await here.prepare(request)
-            pumps = [asyncio.create_task(_pump(here, there)), asyncio.create_task(_pump(there, here))]
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
+            out, back = asyncio.create_task(_pump(here, there)), asyncio.create_task(_pump(there, here))
+            await asyncio.wait([out, back], return_when=asyncio.FIRST_COMPLETED)
+            if not out.done() and life == self._life and not self._is_over:
+                self._is_over = True
+                self._ended()
+            for pump in (out, back):
                 pump.cancel()
             await here.close()
             return here
@@ -121,14 +141,31 @@ def _is_ours(request: web.Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.host
 
 
-def serve(target: str, *, port: int, headers: Mapping[str, str], ready: Callable[[str], None]) -> None:
+def _is_navigation(request: web.Request) -> bool:
+    """Whether a person loads a page, as the browser says; what says nothing means it with `GET /`."""
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if mode is not None:
+        return mode == "navigate"
+    is_socket = request.headers.get("Upgrade", "").lower() == "websocket"
+    return request.method == "GET" and request.path == "/" and not is_socket
+
+
+def serve(
+    target: str,
+    *,
+    port: int,
+    headers: Mapping[str, str],
+    ready: Callable[[str], None],
+    ended: Callable[[], None] = lambda: None,
+) -> None:
     """Listen on 127.0.0.1 until interrupted.
 
     Args:
         port: 0 takes a free one.
         ready: is told the local URL.
+        ended: see `Door`.
     """
-    asyncio.run(_serve(Door(target, headers), port, ready))
+    asyncio.run(_serve(Door(target, headers, ended=ended), port, ready))
 
 
 async def _serve(door: Door, port: int, ready: Callable[[str], None]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import modal
 
 from infra.settings import Deployment
 from processor.config import credentials
 from processor.errors import ConfigError
+from processor.webhook import key_of
+
+_HOOK: Final = "DROPBATCH_WEBHOOK_SECRET"
+_EVENTS_SECRET_CHARS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Needed:
     what: str = ""
     setting: str | None = None
     """The setting that turns its use on, if it is off."""
+    fits: Callable[[str], object] | None = None
+    """Raises ConfigError for a value of its key that can't be one."""
 
 
 def needed(deployed: Deployment) -> list[Needed]:
@@ -43,7 +50,7 @@ def needed(deployed: Deployment) -> list[Needed]:
             options.slack_secret or "slack-credentials",
             ("SLACK_BOT_TOKEN",),
             ("SLACK_ERROR_CHANNEL",),
-            what="messages about failures",
+            what="how jobs ended, in Slack",
             setting=None if options.slack_secret else _line("slack_secret", "slack-credentials"),
         ),
         Needed(
@@ -55,8 +62,10 @@ def needed(deployed: Deployment) -> list[Needed]:
     ]
     if options.webhook:
         found.append(
-            Needed(options.webhook_secret, ("DROPBATCH_WEBHOOK_SECRET",), what="Backblaze's signatures")
+            Needed(options.webhook_secret, (_HOOK,), what="Backblaze's signatures", fits=_signs_events)
         )
+    if deployed.settings.webhook_url:
+        found.append(Needed(options.notices_secret, (_HOOK,), what="our notices' signatures", fits=key_of))
     return found
 
 
@@ -81,13 +90,24 @@ def create(secret: Needed, environ: Mapping[str, str]) -> list[str]:
     """Make a secret from the environment; which keys it got.
 
     Raises:
-        ConfigError: a required value is not in the environment.
+        ConfigError: a required value is not in the environment, or can't be one.
     """
     values = _values(secret, environ)
     if lacking := [key for key in secret.keys if not values.get(key)]:
         raise ConfigError(f"not in the environment: {', '.join(lacking)}", where=secret.name)
+    if secret.fits is not None:
+        secret.fits(values[secret.keys[0]])
     modal.Secret.objects.create(secret.name, values)
     return sorted(values)
+
+
+def _signs_events(value: str) -> None:
+    if len(value) != _EVENTS_SECRET_CHARS or not value.isalnum():
+        raise ConfigError(
+            f"Backblaze signs with {_EVENTS_SECRET_CHARS} letters and digits",
+            where=_HOOK,
+            mend="Make one with `openssl rand -hex 16`, and run this again with it",
+        )
 
 
 def _line(setting: str, name: str) -> str:

@@ -81,6 +81,9 @@ class ModalSettings(Model):
     slack_secret: ObjectName | None = None
     hf_secret: ObjectName | None = None
     webhook_secret: ObjectName = "dropbatch-webhook"  # noqa: S105  (a name)
+    notices_secret: ObjectName = "dropbatch-notices"  # noqa: S105  (a name)
+    """What notices to `webhook_url` are signed with; another one than Backblaze signs with, as their
+    receiver knows it."""
     mount_bucket: bool = False
     """Mount the buckets as folders in the interactive ComfyUI."""
     volume: ObjectName = "comfy-models"
@@ -152,7 +155,8 @@ def deployable(settings: Settings) -> Deployment:
     """These settings, if they can be deployed.
 
     Raises:
-        ConfigError: the table `[modal]` is wrong, there is no bucket, or Modal could not reach it.
+        ConfigError: the table `[modal]` is wrong, there is no bucket, Modal could not reach it, or
+            notices could not be sent from there.
     """
     if not settings.store_url.startswith(("b2:", "s3:")):
         raise ConfigError(
@@ -160,7 +164,23 @@ def deployable(settings: Settings) -> Deployment:
             where="bucket",
             mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
         )
-    return Deployment(settings, modal_settings(settings))
+    deployed = Deployment(settings, modal_settings(settings))
+    _check_notices(deployed)
+    return deployed
+
+
+def _check_notices(deployed: Deployment) -> None:
+    """Refuse what would keep each container from telling anybody, with stand-ins for its secrets."""
+    from processor.assembly import open_notices
+
+    settings, ours = deployed.settings, deployed.modal
+    if settings.slack_channel and not ours.slack_secret:
+        raise ConfigError(
+            "notices to Slack need a bot's token, and no Modal Secret holds one",
+            where="slack_channel",
+            mend='Set slack_secret = "slack-credentials" under [modal], then `dropbatch secrets --create`',
+        )
+    open_notices(settings, {"SLACK_BOT_TOKEN": "a token", "DROPBATCH_WEBHOOK_SECRET": "0" * 32})
 
 
 def _from_baked(baked: str) -> Settings:

@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from infra.machine import container_start, open_stores
-from infra.models import Problem, raise_problem
+from infra.desk import check_day
+from infra.gpus import usd_per_s
+from infra.health import gpu_class
+from infra.machine import container_start, open_stores, rented_policy
 from infra.paths import scratch
 from infra.settings import Deployment
+from processor.budget import DayBudget, Spender
+from processor.clock import SystemClock
 from processor.config import resolve_handlers
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
-from processor.execute import Watchdog
-from processor.handler import Handler, PlanContext, Progress, Stop, Stores, TaskContext, Work
-from processor.layout import slug
-from processor.models import RenderJob
-from processor.records import Plan
+from processor.execute import Watchdog, backstop_s
+from processor.handler import Handler, Progress, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.records import Plan, Task
 from processor.report import error_report
 
-MAX_TASKS: Final = 8
-"""More belong in a job: the caller of a web endpoint waits."""
 MAX_REPLY_BYTES: Final = 100 * 1024 * 1024
+_ATTEMPT: Final = "api"
+"""Stands for the attempt in what is spent and run; there is only one."""
 
 
 class Studio:
-    """One container of the API's pool. Thread-safe."""
+    """One container of the API's pool. Thread-safe.
 
-    def __init__(self, handler: Handler, stores: Stores, timeout_s: float) -> None:
+    Args:
+        default_gpu: what its containers have, where the GPU can't tell itself.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        stores: Stores,
+        budget: DayBudget,
+        *,
+        timeout_s: float,
+        default_gpu: str | None = None,
+    ) -> None:
         self._handler = handler
         self._stores = stores
+        self._budget = budget
         self._timeout_s = timeout_s
+        self._default_gpu = default_gpu
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._running: set[Stop] = set()
 
     @classmethod
-    def open(cls, deployed: Deployment) -> Studio:
+    def open(cls, deployed: Deployment, *, gpus: Sequence[str] = ()) -> Studio:
         ours = container_start(deployed)
         stores = open_stores(ours)
-        handler = resolve_handlers(ours.settings)["render"].configured(ours.settings, stores)
-        return cls(handler, stores, ours.settings.render_timeout_s)
+        return cls(
+            resolve_handlers(ours.settings)["render"].configured(ours.settings, stores),
+            stores,
+            DayBudget(stores.main, rented_policy(ours), SystemClock()),
+            timeout_s=ours.settings.render_timeout_s,
+            default_gpu=next(iter(gpus), None),
+        )
 
     def warm(self) -> None:
         """Start the engine before the first request comes."""
@@ -57,29 +76,34 @@ class Studio:
             except TaskFailed:
                 return  # the first request meets the same, and is told
 
-    def render(
-        self,
-        job: dict[str, Any],
-        pull: Callable[[list[dict[str, Any]]], Problem],
-        reload_models: Callable[[], None],
-    ) -> dict[str, Any]:
-        """Run a render job to its files.
+    def render(self, order: dict[str, Any], reload_models: Callable[[], None]) -> dict[str, Any]:
+        """Run an order of `infra.desk`, task by task, until its money or the day's is spent.
 
         Args:
-            pull: brings models to the Volume, on a CPU.
-            reload_models: makes them seen here.
+            reload_models: makes seen here what was pulled to the Volume.
         Returns:
             `files`, or `error`: an exception would not cross the wire with what it says.
+        Cost: 1 request for what it has cost, and 1 a minute for the day's sum.
         """
+        plan = Plan.model_validate(order["plan"])
+        spender = (plan.job_id, _ATTEMPT)
         try:
-            plan = self._plan(RenderJob.model_validate(job))
             if plan.models:
-                raise_problem(pull([model.model_dump() for model in plan.models]))
                 with suppress(RuntimeError):  # files are open; the handler brings what is missing
                     reload_models()
-            return {"files": [file for index in range(len(plan.tasks)) for file in self._run(plan, index)]}
+            files: list[dict[str, Any]] = []
+            spent_usd = 0.0
+            for task in plan.tasks:
+                self._check_money(spent_usd, order["max_cost_usd"])
+                made, cost_usd = self._run(plan, task, spender)
+                files += made
+                spent_usd += cost_usd
         except DropbatchError as error:
             return {"error": error_report(error).model_dump(mode="json", exclude_defaults=True)}
+        else:
+            return {"files": files}
+        finally:
+            self._budget.write(spender)
 
     def close(self) -> None:
         """Stop what runs, then the engine."""
@@ -90,38 +114,39 @@ class Studio:
         self._handler.close()
         self._watchdog.close()
 
-    def _plan(self, job: RenderJob) -> Plan:
-        job_id = f"{slug(job.name or 'api')}-{secrets.token_hex(8)}"
-        context = PlanContext(
-            job_id=job_id,
-            drop_key="request",
-            stores=self._stores,
-            now=datetime.now(UTC),
-            max_tasks=MAX_TASKS,
-        )
-        return self._handler.plan(job, context)
+    def _check_money(self, spent_usd: float, max_cost_usd: float) -> None:
+        if spent_usd > 0 and spent_usd >= max_cost_usd:
+            raise TaskFailed(
+                ErrorKind.OVER_BUDGET,
+                f"not all was run: the request had cost ${spent_usd:.2f} of ${max_cost_usd:.2f}",
+                where="max_cost_usd",
+                mend="Raise max_cost_usd, or ask for less at once; POST /jobs keeps what was finished",
+            )
+        check_day(self._budget)
 
-    def _run(self, plan: Plan, index: int) -> list[dict[str, Any]]:
+    def _run(self, plan: Plan, task: Task, spender: Spender) -> tuple[list[dict[str, Any]], float]:
+        """A task's files, and what it cost; that is counted whether it ends well or not."""
         work = Work(
             job_id=plan.job_id,
-            attempt="api",
+            attempt=_ATTEMPT,
             kind="render",
-            task=plan.tasks[index],
+            task=task,
             shared=plan.shared,
             inputs=plan.inputs,
             models=plan.models,
             timeout_s=self._timeout_s,
         )
         scratch().mkdir(parents=True, exist_ok=True)
-        with (
-            self._stoppable() as stop,
-            tempfile.TemporaryDirectory(dir=scratch()) as directory,
-            self._watchdog.limit(stop, self._timeout_s),
-        ):
-            deadline = time.monotonic() + self._timeout_s
-            context = TaskContext(Path(directory), self._stores, stop, deadline, _no_progress)
-            files = self._handler.run(work, context).files
-            if sum(file.path.stat().st_size for file in files) > MAX_REPLY_BYTES:
+        with self._stoppable() as (stop, share), tempfile.TemporaryDirectory(dir=scratch()) as directory:
+            # Requests side by side share one GPU, and so its price.
+            price = usd_per_s(gpu_class() or self._default_gpu) / share
+            began, output = time.monotonic(), None
+            try:
+                output = self._run_work(work, stop, Path(directory))
+            finally:
+                cost_usd = (time.monotonic() - began if output is None else output.seconds) * price
+                self._budget.add(spender, cost_usd)
+            if sum(file.path.stat().st_size for file in output.files) > MAX_REPLY_BYTES:
                 raise TaskFailed(
                     ErrorKind.REFUSED,
                     f"the files have more than {MAX_REPLY_BYTES:,} bytes, too many for a reply",
@@ -129,16 +154,24 @@ class Studio:
                 )
             return [
                 {"name": file.name, "media_type": file.media_type, "data": file.path.read_bytes()}
-                for file in files
-            ]
+                for file in output.files
+            ], cost_usd
+
+    def _run_work(self, work: Work, stop: Stop, directory: Path) -> TaskOutput:
+        deadline = time.monotonic() + self._timeout_s
+        # The handler counts from a task's turn: another request may be on the same engine before it.
+        with self._watchdog.limit(stop, backstop_s(self._timeout_s, self._handler.concurrency)):
+            return self._handler.run(work, TaskContext(directory, self._stores, stop, deadline, _no_progress))
 
     @contextmanager
-    def _stoppable(self) -> Iterator[Stop]:
+    def _stoppable(self) -> Iterator[tuple[Stop, int]]:
+        """Its stop, and how many run now."""
         stop = Stop()
         with self._lock:
             self._running.add(stop)
+            count = len(self._running)
         try:
-            yield stop
+            yield stop, count
         finally:
             with self._lock:
                 self._running.discard(stop)

@@ -14,7 +14,7 @@ from processor.attempt import Claim
 from processor.errors import StoreError
 from processor.log import unit_of_work
 from processor.machine import Machine
-from processor.nightly import Mornings
+from processor.nightly import Mornings, announcing
 from processor.sweep import sweep
 from processor.tick import tick
 
@@ -55,6 +55,8 @@ def tick_once(
             "young": report.young,
             "waiting": waiting,
             "paused": report.paused,
+            "over_budget": report.over_budget,
+            "tells": [notifier.name for notifier in machine.notices.notifiers] if machine.notices else [],
             "problem": report.problem,
         }
         line.add(**summary)
@@ -80,13 +82,13 @@ def _hand_over(machine: Machine, group: Sequence[Claim], spawn: Spawn) -> bool:
 
 
 def morning_once(machine: Machine) -> dict[str, Any]:
-    """Report the night that has just closed, and remove what losing attempts left.
+    """Report the night that has just closed and tell of it, and remove what losing attempts left.
 
     What can't be swept today is swept tomorrow.
     """
     try:
         machine.set_clock()
-        Mornings(machine).look()
+        Mornings(machine, announce=announcing(machine)).look()
         report = sweep(machine)
     except StoreError as error:
         log.warning("sweep.not_finished", why=str(error))

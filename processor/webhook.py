@@ -53,7 +53,7 @@ class Webhook:
         if not url.startswith(("https://", "http://")):
             raise ConfigError("a webhook is an http(s) URL", where="webhook_url")
         self._url = url
-        self._key = _key(secret)
+        self._key = key_of(secret)
         self._pool = urllib3.PoolManager(retries=retries, timeout=_TIMEOUT)
 
     def send(self, notice: Notice, picture: Callable[[], bytes | None]) -> None:  # noqa: ARG002 - JSON has none
@@ -87,7 +87,12 @@ def signed(key: bytes, message: str, timestamp: int, body: bytes) -> dict[str, s
     }
 
 
-def _key(secret: str) -> bytes:
+def key_of(secret: str) -> bytes:
+    """The key in a webhook's secret.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except (binascii.Error, ValueError):

@@ -28,7 +28,8 @@ def command(
 
     It stands behind Modal's proxy auth, whose headers a browser can't send: this command listens
     on 127.0.0.1 and adds them. Make the pair under Settings > Proxy Auth Tokens at modal.com, and
-    put it in MODAL_PROXY_KEY and MODAL_PROXY_SECRET. The GPU ends 15 minutes after the last prompt.
+    put it in MODAL_PROXY_KEY and MODAL_PROXY_SECRET. The GPU ends 15 minutes after the last prompt, and
+    starts again when the page is loaded anew, not by a tab that is merely open.
 
     \b
     Example:
@@ -54,4 +55,7 @@ def command(
         if browser:
             typer.launch(local)
 
-    serve(url, port=port, headers={"Modal-Key": key, "Modal-Secret": secret}, ready=ready)
+    def ended() -> None:
+        console.note("ComfyUI has ended, and its GPU with it; reload the page to start it again")
+
+    serve(url, port=port, headers={"Modal-Key": key, "Modal-Secret": secret}, ready=ready, ended=ended)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import modal  # the client under test
+import urllib3
 
 from infra.handover import to_json
 from processor.attempt import Claim
@@ -117,6 +118,15 @@ class Deployed:
         assert SECRET not in self.loopback.logs(tail_bytes=10_000_000)
 
 
+def ask(here: Deployed, method: str, path: str, value: Any = None, *, auth: bool = True) -> Any:
+    """The headless API's reply."""
+    key, secret = here.loopback.proxy_auth
+    headers = {"Modal-Key": key, "Modal-Secret": secret} if auth else {}
+    body = None if value is None else json.dumps(value).encode()
+    url = here.loopback.url_of("api") + path
+    return urllib3.request(method, url, body=body, headers=headers, timeout=90, retries=False)
+
+
 @contextmanager
 def deployed(
     root: Path,
@@ -124,6 +134,7 @@ def deployed(
     *,
     secrets: dict[str, dict[str, str]] | None = None,
     container_env: dict[str, str] | None = None,
+    more: dict[str, str] | None = None,
     lease_s: int = 120,
     engine_args: Sequence[str] = (),
     **modal_settings: Any,
@@ -131,6 +142,7 @@ def deployed(
     """The app, deployed as a user does, on a new bucket of that server.
 
     Args:
+        more: further variables of the one who deploys.
         lease_s: short where a test waits for one to run out; else long enough for a busy machine.
     """
     store = make_bucket(endpoint_url, versions=True)
@@ -143,6 +155,7 @@ def deployed(
         "DROPBATCH_FOUNDING_GRACE_S": "0.1",
         "DROPBATCH_COMFYUI_ARGS": ",".join(engine_args),
         "DROPBATCH_MODAL": json.dumps(SMALL | modal_settings),
+        **(more or {}),
     }
     with Loopback(root / "modal", container_env=container_env) as running:
         for name, values in (secrets or {}).items():

@@ -17,7 +17,10 @@ from typing import Any
 import aiohttp
 import pytest
 import urllib3
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from infra.proxy import Door
 from tests.acceptance.drops import graph
 from tests.infra.deployed import Deployed, deadline, deployed
 from tests.loopback import Loopback
@@ -199,32 +202,9 @@ def test_the_webhooks_rule_and_its_trial(here: Deployed) -> None:
     assert wrong.returncode == 1
 
 
-def test_a_key_that_was_changed_after_the_snapshot_is_used(here: Deployed) -> None:
-    """Modal's restore brings the new secret into the environment, and into nothing that was made before."""
-    code = (
-        "import os, infra.app\n"
-        "from modal._partial_function import _find_callables_for_obj, _PartialFunctionFlags as flags\n"
-        "for cls, opened in ((infra.app.Renderer, 'worker'), (infra.app.Studio, 'studio')):\n"
-        "    container = cls._get_user_cls()()\n"
-        "    for key, entered in (('old', flags.ENTER_PRE_SNAPSHOT), ('new', flags.ENTER_POST_SNAPSHOT)):\n"
-        "        os.environ['AWS_ACCESS_KEY_ID'] = '0040000000000000000000' + key\n"
-        "        for enter in _find_callables_for_obj(container, entered).values():\n"
-        "            enter()\n"
-        "    ours = getattr(container, opened)\n"
-        "    print(ours._stores.main._client._request_signer._credentials.access_key[-3:])\n"
-        "    ours.close()\n"
-    )
-    env = environment(here.env, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY=SECRET)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if len(line) == 3] == ["new", "new"]
-
-
 def test_the_browsers_comfyui_through_the_local_door(here: Deployed) -> None:
     """HTTP and WebSocket with the headers added; what was run is kept in the bucket; other sites are
-    kept out; an idle one ends although a tab is open."""
+    kept out; an idle one ends although a tab is open, and comes back for a person only."""
     key, secret = here.loopback.proxy_auth
     env = environment(here.env, MODAL_PROXY_KEY=key, MODAL_PROXY_SECRET=secret)
     command = [sys.executable, "-m", "processor.cli", "app", "--port", "0", "--no-browser"]
@@ -255,11 +235,18 @@ def _use(here: Deployed, local: str) -> None:
     assert json.loads(here.read(exported))["1"]["class_type"] == "EmptyImage"
     (container,) = here.loopback.containers("ui")
     assert "ui.idle" in container.log
+    page = urllib3.request("GET", f"{local}/queue", headers={"Sec-Fetch-Mode": "navigate"}, timeout=60)
+    assert page.status == 200, page.data
+    assert len(here.loopback.containers("ui")) == 2
 
 
 async def _run_in_a_tab(local: str, body: bytes) -> set[str]:
-    """Run a prompt as ComfyUI's page does, and leave the tab open until the server ends; the types
-    of what it was told meanwhile."""
+    """Run a prompt as ComfyUI's page does, and leave the tab open until the server ends and for some
+    time after; the types of what it was told meanwhile.
+
+    As the page's `api.js` has it: a socket that closed is opened again for ever, and one that can't be
+    has it ask for the queue instead.
+    """
     seen: set[str] = set()
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{local}/ws?clientId=tab") as socket:
         headers = {"Content-Type": "application/json", "Origin": local}
@@ -269,4 +256,45 @@ async def _run_in_a_tab(local: str, body: bytes) -> set[str]:
             if message.type is aiohttp.WSMsgType.TEXT:
                 told: dict[str, Any] = json.loads(message.data)
                 seen.add(told["type"])
+        for _ in range(20):  # without the page's 300 ms between them
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                await session.ws_connect(f"{local}/ws?clientId=tab", headers={"Sec-Fetch-Mode": "websocket"})
+            async with session.get(f"{local}/prompt", headers={"Sec-Fetch-Mode": "cors"}) as polled:
+                assert polled.status == 503
     return seen
+
+
+def test_a_late_farewell_ends_no_later_start() -> None:
+    """Two tabs: the second hears of the end only after the first was loaded anew."""
+    asyncio.run(_two_tabs())
+
+
+async def _two_tabs() -> None:
+    sockets: list[web.WebSocketResponse] = []
+
+    async def comfyui(request: web.Request) -> web.StreamResponse:
+        if request.path != "/ws":
+            return web.Response(text="here")
+        sockets.append(web.WebSocketResponse())
+        await sockets[-1].prepare(request)
+        await sockets[-1].receive()
+        return sockets[-1]
+
+    async def asked(path: str, mode: str) -> int:
+        async with session.get(door.make_url(path), headers={"Sec-Fetch-Mode": mode}) as answer:
+            return answer.status
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", comfyui)
+    ended: list[None] = []
+    async with TestServer(app) as far:
+        app_of_door = Door(str(far.make_url("")), {}, ended=lambda: ended.append(None)).app()
+        async with TestServer(app_of_door) as door, aiohttp.ClientSession() as session:
+            tabs = [await session.ws_connect(door.make_url("/ws")) for _ in range(2)]
+            await sockets[0].close()
+            assert (await tabs[0].receive()).type is aiohttp.WSMsgType.CLOSE
+            assert (await asked("/prompt", "cors"), len(ended)) == (503, 1)
+            assert await asked("/", "navigate") == 200
+            await sockets[1].close()
+            assert (await tabs[1].receive()).type is aiohttp.WSMsgType.CLOSE
+            assert (await asked("/prompt", "cors"), len(ended)) == (200, 1)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import urllib3
@@ -14,7 +13,7 @@ from PIL import Image
 
 from infra.webhook import SIGNATURE_HEADER, signature, trial_body
 from tests.acceptance.drops import graph
-from tests.infra.deployed import Deployed, deadline, deployed
+from tests.infra.deployed import Deployed, ask, deadline, deployed
 from tests.support.moto import SerialMotoServer
 
 HOOK_SECRET = "0123456789abcdef0123456789abcdef"
@@ -87,14 +86,6 @@ def test_events_that_are_no_drops_are_ignored(here: Deployed) -> None:
         reply = notify(here, body)
         assert (reply.status, reply.json()["woke"]) == (200, False)
     assert notify(here, b"[]").status == 400
-
-
-def ask(here: Deployed, method: str, path: str, value: Any = None, *, auth: bool = True) -> Any:
-    key, secret = here.loopback.proxy_auth
-    headers = {"Modal-Key": key, "Modal-Secret": secret} if auth else {}
-    body = None if value is None else json.dumps(value).encode()
-    url = here.loopback.url_of("api") + path
-    return urllib3.request(method, url, body=body, headers=headers, timeout=90, retries=False)
 
 
 def picture(color: str = "teal") -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Iterator
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from standardwebhooks.webhooks import Webhook as Receiver
 
 from processor.records import Outcome
 from tests.acceptance.drops import EXAMPLES, IGNORED, graph
-from tests.infra.deployed import Deployed, deadline, deployed
-from tests.support.b2like import B2Like
+from tests.infra.deployed import Deployed, ask, deadline, deployed
+from tests.support.b2like import B2Like, Kind
+from tests.support.fixtures import KEY_ID, SECRET
+from tests.support.moto import SerialMotoServer
+from tests.support.receiver import server
 
 _MORE = 20
 """Beside the thirty examples: small matrices, so that jobs of several tasks are among the fifty."""
@@ -43,6 +48,56 @@ def test_one_drop_becomes_pictures_and_a_manifest(here: Deployed) -> None:
     assert here.keys("done/")
     here.check_whole()
     assert here.tick()["claimed"] == 0
+
+
+def test_a_restored_container_uses_the_key_of_today(here: Deployed, b2: B2Like) -> None:
+    """A snapshot outlives the key that it was taken under: both pools open the bucket after it."""
+    now = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
+    then = {"AWS_ACCESS_KEY_ID": "key-of-yesterday", "AWS_SECRET_ACCESS_KEY": SECRET}
+    here.loopback.set_secret("b2-credentials", now, in_snapshots=then)
+    b2.decide = lambda request: (
+        Kind.DENIED if any("key-of-yesterday" in value for value in request.headers.values()) else None
+    )
+    key = here.put_job("rotated", {"workflow": graph()})
+    here.tick()
+    here.run_until_empty()
+    assert here.manifests()[key].outcome is Outcome.DONE, here.manifests()[key].tasks
+    rendered = ask(here, "POST", "/render", {"kind": "render", "workflow": graph()})
+    assert rendered.status == 200, rendered.data
+    assert {name for name in ("Renderer", "Studio") if here.loopback.containers(name)[0].checkpoints} == {
+        "Renderer",
+        "Studio",
+    }
+    assert b2.struck == []
+
+
+def test_who_wants_to_know_is_told_and_a_secret_that_is_none_stops_no_tick(
+    tmp_path: Path, moto: SerialMotoServer
+) -> None:
+    """Once a job, signed with the secret that ticks and dispatchers are given for it."""
+    secret = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+    with (
+        server() as received,
+        deployed(
+            tmp_path,
+            moto.url,
+            secrets={"dropbatch-notices": {"DROPBATCH_WEBHOOK_SECRET": secret}},
+            more={"DROPBATCH_WEBHOOK_URL": received.url},
+        ) as here,
+    ):
+        here.put_job("told", {"workflow": graph(), "name": "Told"})
+        assert here.tick()["tells"] == ["webhook"]
+        here.run_until_empty()
+        ((_, headers, body),) = received.requests
+        payload = Receiver(secret).verify(body, headers)
+        assert (payload["type"], payload["data"]["name"]) == ("job.done", "Told")
+        here.loopback.set_secret("dropbatch-notices", {"DROPBATCH_WEBHOOK_SECRET": "short"})
+        here.loopback.wait_until(
+            lambda: not here.loopback.containers("tick", state="running"), 30, "the tick's container ends"
+        )
+        summary = here.tick()
+        assert (summary["tells"], summary["problem"]) == ([], None)
+        assert "notices.off" in here.loopback.logs()
 
 
 def test_fifty_mixed_drops_end_as_they_deserve(here: Deployed) -> None:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processor.layout import PAUSED, spend_key
 from processor.records import Outcome
-from tests.infra.deployed import Deployed, deadline, deployed
+from tests.infra.deployed import Deployed, ask, deadline, deployed
 from tests.infra.standin import install_comfyui
 from tests.support import trainer
 from tests.support.moto import SerialMotoServer
@@ -104,6 +107,72 @@ def test_a_job_gets_the_gpu_that_it_asks_for(here: Deployed) -> None:
     manifest = here.manifests()[key]
     assert (manifest.outcome, manifest.tasks[0].gpu) == (Outcome.DONE, "H100"), manifest.error
     assert ["H100"] in [container.gpus for container in here.loopback.containers("Renderer")]
+
+
+@contextmanager
+def standing(here: Deployed, key: str) -> Iterator[None]:
+    """While inside, this object is in the bucket."""
+    here.store.put(key, b"")
+    yield
+    here.store.delete(key, version=here.store.stat(key).version)
+
+
+def day_at_its_cap() -> str:
+    return spend_key(datetime.now(UTC).date(), "another-0123456789abcdef", "1-a", 25_000_000)
+
+
+def pulls(here: Deployed) -> int:
+    return sum(container.served for container in here.loopback.containers("pull"))
+
+
+def test_what_the_api_must_not_begin_rents_no_gpu(here: Deployed) -> None:
+    """A paused bucket, a day at its cap, a model that is nowhere: each is answered from a CPU."""
+    job = upscaling("nowhere.pth")
+    with standing(here, PAUSED):
+        paused = ask(here, "POST", "/render", job)
+    assert (paused.status, "paused" in paused.json()["error"]) == (503, True), paused.json()
+    missing = ask(here, "POST", "/render", job)
+    assert (missing.status, "nowhere.pth" in missing.json()["error"]) == (422, True), missing.json()
+    here.loopback.wait_until(lambda: _retired(here, "api"), 30, "another door, with a fresh sum of the day")
+    with standing(here, day_at_its_cap()):
+        capped = ask(here, "POST", "/render", job)
+    assert (capped.status, "$25.00 of $25.00" in capped.json()["error"]) == (429, True), capped.json()
+    here.loopback.wait_until(lambda: _retired(here, "api"), 30, "a door that knows of no such sum")
+    assert not here.loopback.containers("Studio")
+
+
+def test_the_apis_models_are_brought_before_its_gpu_is_rented_and_once(here: Deployed) -> None:
+    """A model that lies on the Volume starts nothing but the renderer; what it cost is the day's, too."""
+    here.store.put("comfy_models/upscale_models/api.pth", b"weights")
+    before = pulls(here)
+    first = ask(here, "POST", "/render", upscaling("api.pth"))
+    assert (first.status, first.headers["content-type"]) == (200, "image/png"), first.data
+    assert pulls(here) == before + 1
+    second = ask(here, "POST", "/render", upscaling("api.pth", overrides={"1.color": 9}))
+    assert second.status == 200, second.data
+    assert pulls(here) == before + 1
+    spent = [key.split("/") for key in here.keys("state/spend/") if "/api-" in key]
+    assert [(attempt, int(micros) > 0) for *_, attempt, micros in spent] == [("api", True)] * 2
+    poor = ask(here, "POST", "/render", upscaling("api.pth", max_cost_usd=1e-9, matrix={"1.color": [1, 2]}))
+    assert (poor.status, "max_cost_usd" in str(poor.json())) == (429, True), poor.json()
+
+
+def _retired(here: Deployed, name: str) -> bool:
+    """Have its containers end, as their idle time would."""
+    for container in here.loopback.containers(name, state="running"):
+        container.kill()
+    return not here.loopback.containers(name, state="running")
+
+
+def test_on_a_day_at_its_cap_drops_wait_and_no_gpu_is_rented(here: Deployed) -> None:
+    """However it was spent, and although this job has not cost anything yet."""
+    key = here.put_job("tomorrow", {"kind": "train", "dataset": "zoe", "preset": "sd15"})
+    with standing(here, day_at_its_cap()):
+        summary = here.tick()
+    assert (summary["claimed"], summary["pending"]) == (0, 1)
+    assert summary["over_budget"] == "the day has cost $25.00 of $25.00"
+    assert not here.loopback.containers("Trainer")
+    here.store.delete(key, version=here.store.stat(key).version)
 
 
 def test_a_trainer_preempted_between_checkpoints_goes_on(here: Deployed, toolkit: Path) -> None:

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import modal
 import pytest
 
+from handlers.model_cache import ModelCache
 from handlers.render.settings import render_settings
 from infra import mounts
+from infra.asgi import status_of
+from infra.containers import pull_in_time
+from infra.desk import Desk
 from infra.fleet import LONGEST_S, Pool, Pools, pools_of, studio_timeout_s, timeout_s
-from infra.gpus import bigger
+from infra.gpus import bigger, usd_per_s
 from infra.handover import from_json
-from infra.health import in_modals_words
-from infra.models import listing, note_use, remove, trim
+from infra.health import gpu_class, gpu_problem, in_modals_words
+from infra.models import listing, note_use, raise_problem, remove, trim
+from infra.secrets import create, needed
 from infra.settings import deployable, in_container
-from infra.ticking import grouped, tick_once
+from infra.ticking import grouped, morning_once, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
-from processor.errors import TaskFailed
+from processor.errors import ConfigError, TaskFailed
 from processor.execute import execute
-from processor.handler import Stop, Stores, Work
-from processor.records import Task
+from processor.handler import PlanContext, Stop, Stores, Work
+from processor.models import JobBase, RenderJob
+from processor.notify import Notices
+from processor.records import ModelFile, Plan, Task
+from processor.run import run
+from processor.schedule import Night
 from processor.store.directory import DirectoryStore
-from processor.testing.handler import ScriptedHandler
+from processor.testing.clock import ManualClock
+from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
+from processor.webhook import Webhook
+from tests.support.receiver import server
 
 
 def test_the_signature_is_backblazes() -> None:
@@ -74,6 +90,141 @@ def test_claims_that_no_dispatcher_takes_go_back_at_once(tmp_path: Path) -> None
     summary = tick_once(bench.machine(), deployed, spawn=taken.extend, backlog=lambda: 0)
     assert (summary["claimed"], summary["problem"], len(taken)) == (3, None, 3)
     assert {from_json(claim).lease.epoch for claim in taken} == {2}
+
+
+def test_the_morning_tells_of_the_night(tmp_path: Path) -> None:
+    """Its cron is the only one on Modal that looks at a night that has closed."""
+    night = Night(time(1), time(7), ZoneInfo("UTC"))
+    in_it = ManualClock(datetime(2026, 5, 5, 2, tzinfo=UTC))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file), clock=in_it)
+    bench.with_policy(night=night)
+    bench.drop({"workflow": "noop", "overrides": {"tasks": 1}})
+    run(bench.machine(), once=True)
+    in_it.advance(6 * 3600)
+    secret = "whsec_" + "0" * 32
+    with server() as received:
+        machine = replace(bench.machine(), notices=Notices([Webhook(received.url, secret)], {"night"}))
+        morning_once(machine)
+        morning_once(machine)
+    ((_, _, body),) = received.requests
+    assert json.loads(body)["type"] == "night.reported"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"slack_channel": "C1"}, "slack_secret"),
+        ({"webhook_url": "ftp://example.test"}, "webhook_url"),
+        ({"notify_on": ["doen"]}, "Did you mean 'done'?"),
+    ],
+)
+def test_notices_that_could_not_be_sent_are_refused_at_deploy(settings: dict[str, Any], says: str) -> None:
+    """Not by every container from then on; what is in the secrets is not looked at here."""
+    with pytest.raises(ConfigError) as caught:
+        deployable(load_without_file(bucket="s3://a-bucket", **settings))
+    assert says in f"{caught.value} {caught.value.where} {caught.value.mend}"
+
+
+def test_a_notice_secret_in_use_is_asked_for() -> None:
+    """And not before; with the bot's where a channel is named."""
+    plain = load_without_file(bucket="s3://a-bucket")
+    told = load_without_file(
+        bucket="s3://a-bucket",
+        webhook_url="https://example.test",
+        slack_channel="C1",
+        modal={"slack_secret": "slack-credentials"},
+    )
+    used = [
+        {secret.name for secret in needed(deployable(each)) if secret.setting is None}
+        for each in (plain, told)
+    ]
+    assert used[1] - used[0] == {"dropbatch-notices", "slack-credentials"}
+    assert not used[0] & {"dropbatch-notices", "slack-credentials"}
+
+
+@pytest.mark.parametrize("name", ["dropbatch-notices", "dropbatch-webhook"])
+def test_a_secret_that_could_sign_nothing_is_not_made(name: str) -> None:
+    """Both lie in the environment under one name, but they are of different shapes."""
+    settings = load_without_file(
+        bucket="s3://a-bucket", webhook_url="https://example.test", modal={"webhook": True}
+    )
+    (secret,) = [each for each in needed(deployable(settings)) if each.name == name]
+    with pytest.raises(ConfigError, match="DROPBATCH_WEBHOOK_SECRET"):
+        create(secret, {"DROPBATCH_WEBHOOK_SECRET": "not quite"})
+
+
+class Queued:
+    """A function of Modal's whose only container is busy with somebody else's input."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def spawn(self, wanted: Any) -> Queued:
+        self.waiting.append(wanted)
+        return self
+
+    def get(self, timeout: float) -> Any:
+        assert timeout < 150, "then Modal answers for us"
+        raise TimeoutError
+
+
+def test_the_api_does_not_wait_behind_a_batchs_models() -> None:
+    """The pull stays queued; who asked is told to come again, instead of holding the door open."""
+    pull = Queued()
+    wanted = [{"folder": "loras", "name": "a"}]
+    problem = pull_in_time(pull, wanted)  # type: ignore[arg-type]  # as far as it is used
+    assert pull.waiting == [wanted]
+    with pytest.raises(TaskFailed) as caught:
+        raise_problem(problem)
+    assert status_of(caught.value.kind) == 503
+
+
+class OneModel(ScriptedHandler):
+    """Plans a task that needs this model."""
+
+    model = ModelFile(folder="loras", name="a.safetensors")
+
+    def plan(self, job: JobBase, context: PlanContext) -> Plan:
+        return super().plan(job, context).model_copy(update={"models": [self.model]})
+
+
+def test_the_api_pulls_what_lacks_before_it_rents_and_says_what_it_uses(tmp_path: Path) -> None:
+    """A model that is there starts nothing but, once an hour, the note that keeps it on the Volume."""
+    bench, told = Bench(tmp_path, OneModel()), list[str]()
+    volume = ModelCache(tmp_path / "volume", bench.main)
+    bench.main.put("comfy_models/loras/a.safetensors", b"weights")
+
+    def pull(_wanted: list[dict[str, Any]]) -> None:
+        told.append("pull")
+        volume.ensure([OneModel.model])
+
+    def rent(order: dict[str, Any]) -> dict[str, Any]:
+        told.append("rent")
+        return order
+
+    def desk() -> Desk:
+        return Desk(
+            handler=bench.handler,
+            stores=Stores.single(bench.main),
+            budget=bench.machine().budget,
+            max_job_cost_usd=10.0,
+            cache=volume,
+            reload_models=lambda: told.append("reload"),
+            pull=pull,
+            note_use=lambda _wanted: told.append("note"),
+            render=rent,
+        )
+
+    job = RenderJob.model_validate({"kind": "render", "workflow": "w", "max_cost_usd": 2})
+    door = desk()
+    order = door(job)
+    assert (told, order["max_cost_usd"]) == (["reload", "pull", "rent"], 2)
+    door(job)
+    assert told[3:] == ["reload", "rent"]
+    another = desk()
+    another(job)
+    another(job)
+    assert told[5:] == ["reload", "note", "rent", "reload", "rent"]
 
 
 def test_nothing_is_claimed_while_claims_wait_for_a_dispatcher(tmp_path: Path) -> None:
@@ -206,6 +357,35 @@ def test_a_worker_lets_a_task_wait_for_its_neighbours(tmp_path: Path) -> None:
             sharing=sharing,
         )
     assert limits_s == [3 * 1200 + 600, 8 * 1200 + 600]
+
+
+def nvidia_smi(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's tool that says this, on the PATH."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{says}'\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    gpu_class.cache_clear()
+
+
+@pytest.fixture
+def _ask_smi_anew() -> Iterator[None]:
+    yield
+    gpu_class.cache_clear()
+
+
+@pytest.mark.usefixtures("_ask_smi_anew")
+def test_every_gpu_of_a_container_is_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`H100:2` costs two; what the container got says so, whatever it was asked for."""
+    one = "NVIDIA H100 80GB HBM3\\n"
+    nvidia_smi(tmp_path, one, monkeypatch)
+    assert gpu_class() == "H100"
+    nvidia_smi(tmp_path, one * 2, monkeypatch)
+    assert gpu_class() == "H100:2"
+    assert usd_per_s(gpu_class()) == pytest.approx(2 * usd_per_s("H100"))
+    assert gpu_problem() is None
+    nvidia_smi(tmp_path, one + "Unable to determine the device handle: Unknown Error\\n", monkeypatch)
+    assert "Unknown Error" in str(gpu_problem())
 
 
 def test_chunks_never_leave_a_container_idle() -> None:

@@ -40,6 +40,7 @@ SECRETS = {
     "slack-credentials": {"SLACK_BOT_TOKEN": "xoxb-planted-secret", "SLACK_ERROR_CHANNEL": "C1"},
     "hf-credentials": {"HF_TOKEN": "hf_planted_secret_value"},
     "dropbatch-webhook": {"DROPBATCH_WEBHOOK_SECRET": "0" * 32},
+    "dropbatch-notices": {"DROPBATCH_WEBHOOK_SECRET": "whsec_" + "1" * 32},
 }
 
 
@@ -55,7 +56,8 @@ def here(tmp_path_factory: pytest.TempPathFactory, moto: SerialMotoServer) -> It
     os.environ["DROPBATCH_ZONE"] = "Europe/Berlin"
     try:
         root = tmp_path_factory.mktemp("registered")
-        with deployed(root, moto.url, secrets=SECRETS, **OPTIONS) as running:
+        more = {"DROPBATCH_WEBHOOK_URL": "https://hooks.example/dropbatch"}
+        with deployed(root, moto.url, secrets=SECRETS, more=more, **OPTIONS) as running:
             yield running
     finally:
         del os.environ["DROPBATCH_ZONE"]
@@ -143,6 +145,10 @@ def test_secrets_reach_only_who_needs_them(app: Loopback) -> None:
     assert {name for name, each in named.items() if "hf-credentials" in each} == {"pull_bases"}
     assert {name for name, each in named.items() if "dropbatch-webhook" in each} == {"webhook"}
     assert named["webhook"] == {"dropbatch-webhook": {"DROPBATCH_WEBHOOK_SECRET"}}
+    telling = {"tick", "wake", "nightly", "morning", "dispatch"}
+    assert {name for name, each in named.items() if "dropbatch-notices" in each} == telling
+    with_nodes = {"Renderer.*", "Studio.*", "ui"}
+    assert {name for name, each in named.items() if "slack-credentials" in each} == telling | with_nodes
     with_bucket = {name for name, each in named.items() if each.get("b2-credentials") == KEYS}
     assert set(app.registered) - with_bucket == {"webhook", "model_files"}
     baked = json.dumps([env for env in app.secrets.env.values() if DEPLOYED in env])

@@ -167,8 +167,10 @@ class Container:
             **self.host.images.env(spec.image_id),
             **self.host.env,
         }
-        for secret_id in spec.secret_ids:
-            env.update(self.host.secrets.env[secret_id])
+        env.update(self._secrets())
+        if spec.checkpointing_enabled:
+            for secret_id in spec.secret_ids:
+                env.update(self.host.secrets.in_snapshots.get(secret_id, {}))
         gpu = spec.resources.gpu_config
         return env | {
             "PYTHONPATH": os.pathsep.join([str(GUEST), str(self.root / "root"), str(self.root / "pkg")]),
@@ -184,6 +186,17 @@ class Container:
             "MODAL_RESTORE_STATE_PATH": str(self.root / "restore-state.json"),
             "LOOPBACK_GPU": f"{gpu.gpu_type}:{gpu.count}" if gpu.count else "",
         }
+
+    def _secrets(self) -> dict[str, str]:
+        """What its secrets hold now."""
+        held = [self.host.secrets.env[secret_id] for secret_id in self.pool.spec.secret_ids]
+        return {name: value for each in held for name, value in each.items()}
+
+    def write_environ(self) -> None:
+        """Where a restored process looks for what its environment has become."""
+        path = self.root / "proc" / "gvisor" / "spec_environ"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\0".join(f"{name}={value}" for name, value in self._secrets().items()))
 
     async def next_input(self) -> Input | None:
         """Wait for work; None tells the container to finish what it has and exit."""
@@ -412,6 +425,7 @@ class Lifecycle:
         """Snapshot and restore in place: the same process goes on, its connections closed and reopened."""
         assert caller, "only containers are snapshotted"
         caller.checkpoints += 1
+        caller.write_environ()
         self.checkpoints.append(request.checkpoint_id)
         state = {"task_id": caller.task_id, "function_id": caller.pool.registered.function_id}
         partial = caller.root / "restore-state.part"

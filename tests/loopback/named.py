@@ -103,11 +103,14 @@ class Secrets:
     def __init__(self) -> None:
         self.names = Names("Secret", "st")
         self.env: dict[str, dict[str, str]] = {}
+        self.in_snapshots: dict[str, dict[str, str]] = {}
+        """What a secret held when snapshots were taken, where it is another by now."""
         self.required: dict[str, set[str]] = {}
 
-    def set(self, name: str, env: dict[str, str]) -> None:
+    def set(self, name: str, env: dict[str, str], in_snapshots: dict[str, str]) -> None:
         secret_id, _made = self.names.resolve(name, pb.OBJECT_CREATION_TYPE_CREATE_IF_MISSING)
         self.env[secret_id] = dict(env)
+        self.in_snapshots[secret_id] = dict(in_snapshots)
 
     async def secret_get_or_create(self, request: pb.SecretGetOrCreateRequest) -> Message:
         name = request.deployment_name

@@ -270,8 +270,15 @@ class Loopback:
         """The URL of a web function, or of a web method of the class `name` (`Api.*`)."""
         return self.registered[name].web_urls[method]
 
-    def set_secret(self, name: str, env: dict[str, str]) -> None:
-        self.call(self.secrets.set, name, env)
+    def set_secret(
+        self, name: str, env: dict[str, str], *, in_snapshots: dict[str, str] | None = None
+    ) -> None:
+        """Make or replace a secret.
+
+        Args:
+            in_snapshots: what it held when snapshots were taken; restored containers begin with that.
+        """
+        self.call(self.secrets.set, name, env, in_snapshots or {})
 
     def trigger(self, function_name: str) -> "modal.FunctionCall[Any]":
         """Let a schedule fire now: the function runs with no arguments. `.get(timeout=…)` waits."""

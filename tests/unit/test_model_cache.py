@@ -67,6 +67,26 @@ def test_what_lies_there_differs_once_it_was_replaced(store: MemoryStore, tmp_pa
     assert all(now != then for now, then in zip(map(model_state, paths), before, strict=True))
 
 
+def test_what_is_lacking_is_known_without_bringing_it(store: MemoryStore, tmp_path: Path) -> None:
+    """What is not there, is another version or cut off; nothing is written for the asking."""
+    store.put("comfy_models/diffusers/sd/model_index.json", b"{}")
+    store.put("comfy_models/diffusers/sd/unet/w.bin", b"weights")
+    tree = ModelFile(folder="diffusers", name="sd")
+    cache = ModelCache(tmp_path, store)
+    assert cache.lacking([LORA, tree]) == [LORA, tree]
+    assert not list(tmp_path.rglob("*"))
+    cache.ensure([LORA, tree])
+    assert cache.lacking([LORA, tree]) == []
+    store.put(KEY, b"again")
+    (tmp_path / "diffusers" / "sd" / "unet" / "w.bin").write_bytes(b"wei")
+    assert cache.lacking([LORA, tree]) == [LORA, tree]
+    by_hand = ModelFile(folder="loras", name="local.safetensors")
+    (tmp_path / "loras" / "local.safetensors").write_bytes(b"x")
+    assert cache.lacking([by_hand, ModelFile(folder="vae", name="nowhere")]) == [
+        ModelFile(folder="vae", name="nowhere")
+    ]
+
+
 def test_file_put_there_by_hand_is_kept(store: MemoryStore, tmp_path: Path) -> None:
     """Of the right size it is taken as it is; absent in the store it is used, too."""
     path = tmp_path / "loras" / "styles" / "ink.safetensors"

@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,52 +24,11 @@ from processor.slack import Slack
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
 from processor.webhook import NotDelivered, Webhook
+from tests.support.receiver import server
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 QUICK = Retry(total=3, backoff_factor=0, status_forcelist=(503,), allowed_methods=None, raise_on_status=False)
 NOW = datetime(2026, 5, 4, 7, tzinfo=UTC)
-
-
-@dataclass
-class Received:
-    """What a server on loopback was sent, and what it answers."""
-
-    url: str = ""
-    answers: list[int] = field(default_factory=list)
-    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def server(reply: Callable[[str, bytes], dict[str, Any]] | None = None) -> Iterator[Received]:
-    """Answers `answers` one by one, then 200, with `reply`'s JSON."""
-    received = Received()
-
-    class Answering(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            length = int(self.headers.get("content-length", 0))
-            body = self.rfile.read(length)
-            received.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            status = received.answers.pop(0) if received.answers else 200
-            answer = json.dumps(reply(self.path, body) if reply else {}).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_args: object) -> None:
-            return
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    received.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    try:
-        yield received
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def notice(**more: Any) -> Notice:

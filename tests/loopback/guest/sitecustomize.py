@@ -1,7 +1,7 @@
 """What a container's host does for it on Modal, done inside the process instead.
 
 Python imports this by name at start because the loopback puts its folder on PYTHONPATH. It holds no
-Modal code and changes none: it only makes this machine look like a container's.
+Modal code and changes none but the path of a file: it only makes this machine look like a container's.
 """
 
 import os
@@ -32,3 +32,9 @@ if os.environ.get("MODAL_IS_REMOTE") == "1":
         return _ioctl(fd, request, arg, mutate_flag)
 
     fcntl.ioctl = _loopback_eth0
+
+    # Where a restored process reads what its environment is by now; a folder is its file system here.
+    # Without this module loaded (a child of the container's process) there is nothing to restore.
+    _manager: Any = sys.modules.get("modal._runtime.task_lifecycle_manager")
+    if _manager is not None:
+        _manager.SPEC_ENVIRON_PATH = os.environ["DROPBATCH_MOUNT_ROOT"] + _manager.SPEC_ENVIRON_PATH

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,6 +26,7 @@ from infra.fleet import LONGEST_S, Pool, Pools, pools_of, studio_timeout_s, time
 from infra.gpus import bigger, usd_per_s
 from infra.handover import from_json
 from infra.health import gpu_class, gpu_problem, in_modals_words
+from infra.images import pins
 from infra.models import listing, note_use, raise_problem, remove, trim
 from infra.secrets import create, needed
 from infra.settings import deployable, in_container
@@ -435,3 +437,17 @@ def test_the_volume_lets_go_what_was_not_used_for_longest(tmp_path: Path) -> Non
     assert trim(tmp_path, 250, keep=set()) == ["loras/old"]
     with pytest.raises(TaskFailed, match="not on the Volume"):
         remove(tmp_path, "../outside")
+
+
+def test_an_extra_that_containers_need_is_missed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the image would be built all the same, and a notice fail in the middle of a night."""
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "slack-sdk":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ConfigError, match="slack-sdk is not installed here"):
+        pins()

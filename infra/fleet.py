@@ -96,9 +96,12 @@ def timeout_s(settings: Settings, modal_settings: ModalSettings, kind: JobKind) 
 
 
 def studio_timeout_s(settings: Settings, modal_settings: ModalSettings, tasks: int) -> int:
-    """What Modal lets a request to the API's own pool take: models first, then its tasks in turn."""
+    """What Modal lets a request to the API's own pool take: its tasks in turn, each beside another's.
+
+    Its models were brought before, on a CPU: see `infra.desk`.
+    """
     one_s = backstop_s(_task_limit_s(settings, "render"), sharing(modal_settings, "render"))
-    return min(LONGEST_S, PULL_S + int(tasks * one_s) + _SLACK_S)
+    return min(LONGEST_S, int(tasks * one_s) + _SLACK_S)
 
 
 def _task_limit_s(settings: Settings, kind: JobKind) -> float:

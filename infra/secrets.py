@@ -65,7 +65,9 @@ def needed(deployed: Deployment) -> list[Needed]:
             Needed(options.webhook_secret, (_HOOK,), what="Backblaze's signatures", fits=_signs_events)
         )
     if deployed.settings.webhook_url:
-        found.append(Needed(options.notices_secret, (_HOOK,), what="our notices' signatures", fits=key_of))
+        found.append(
+            Needed(options.notices_secret, (_HOOK,), what="our notices' signatures", fits=_signs_notices)
+        )
     return found
 
 
@@ -108,6 +110,17 @@ def _signs_events(value: str) -> None:
             where=_HOOK,
             mend="Make one with `openssl rand -hex 16`, and run this again with it",
         )
+
+
+def _signs_notices(value: str) -> None:
+    # Without its mark Backblaze's would do as well, and whoever receives notices could wake us by it.
+    if not value.startswith("whsec_"):
+        raise ConfigError(
+            "a secret for notices begins with whsec_, and is not the one that Backblaze signs with",
+            where=_HOOK,
+            mend='Make one with `echo "whsec_$(openssl rand -base64 24)"`, and run this again with it',
+        )
+    key_of(value)
 
 
 def _line(setting: str, name: str) -> str:

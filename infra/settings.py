@@ -178,7 +178,7 @@ def _check_notices(deployed: Deployment) -> None:
         raise ConfigError(
             "notices to Slack need a bot's token, and no Modal Secret holds one",
             where="slack_channel",
-            mend='Set slack_secret = "slack-credentials" under [modal], then `dropbatch secrets --create`',
+            mend="Name one under [modal] as slack_secret, then `dropbatch secrets --create`",
         )
     open_notices(settings, {"SLACK_BOT_TOKEN": "a token", "DROPBATCH_WEBHOOK_SECRET": "0" * 32})
 

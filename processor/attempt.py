@@ -155,8 +155,13 @@ class Trying:
             engine=engine or {},
         )
 
-    def exhausted(self) -> ErrorReport:
-        """Why a job is dead: every attempt, by name."""
+    def exhausted(self, finished: int = 0) -> ErrorReport:
+        """Why a job is dead: every attempt, by name.
+
+        Args:
+            finished: how many tasks of the plan have their results all the same.
+        """
+        retried = self.plan is not None and finished < len(self.plan.tasks)
         lines = [
             f"{attempt.attempt} on {attempt.host}, begun {attempt.begun_at:%Y-%m-%d %H:%M:%S} UTC: "
             f"{attempt.ended or 'ended without a word'}"
@@ -166,7 +171,7 @@ class Trying:
             kind=ErrorKind.CRASHED,
             what=f"given up after {len(lines)} attempts that did not end",
             mend="The engine log of each attempt lies beside its results; "
-            + ("`dropbatch retry` tries the rest again" if self.plan else "drop it anew to try again"),
+            + ("`dropbatch retry` tries the rest again" if retried else "drop it anew to try again"),
             details=lines,
         )
 

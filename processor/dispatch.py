@@ -174,8 +174,9 @@ def _attempt(trying: Trying) -> Manifest:
             trying.begin()
             if begun == allowed:
                 return _dead(trying)
-        if trying.claim.cancel is not None and not trying.history.result_keys:
-            return trying.manifest(Outcome.CANCELLED)
+        if trying.claim.cancel is not None:
+            results = _finished(trying) if trying.history.result_keys else []
+            return trying.manifest(Outcome.CANCELLED, results=results)
         trying.plan = plan = elect_plan(trying, job)
     except JobInvalid as error:
         return trying.manifest(Outcome.INVALID, error=error_report(error))
@@ -184,11 +185,16 @@ def _attempt(trying: Trying) -> Manifest:
 
 def _dead(trying: Trying) -> Manifest:
     """The manifest of a job whose attempts are used up, with whatever they had finished."""
-    trying.plan = known_plan(trying)
-    finished = [result for _, result in sorted(_adopted(trying, trying.plan).items())] if trying.plan else []
-    dead = trying.manifest(Outcome.DEAD, error=trying.exhausted(), results=finished)
+    finished = _finished(trying)
+    dead = trying.manifest(Outcome.DEAD, error=trying.exhausted(len(finished)), results=finished)
     # This one only gathers; what it wrote of itself is for the next, should even that be fatal.
     return dead.model_copy(update={"attempts": trying.history.summaries})
+
+
+def _finished(trying: Trying) -> list[TaskResult]:
+    """What earlier attempts have finished, by the plan that they had."""
+    trying.plan = plan = known_plan(trying)
+    return [result for _, result in sorted(_adopted(trying, plan).items())] if plan else []
 
 
 def _read_drop(machine: Machine, claim: Claim) -> JobBase:

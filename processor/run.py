@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -193,7 +194,9 @@ class _Loop:
 
     def _is_fresh(self, report: TickReport) -> bool:
         age_s = self._machine.clock.monotonic() - self._looked_at
-        return not self._wake.has_news and age_s < min(_FRESH_S, report.next_wake_s)
+        if self._wake.has_news or 0.0 in self._rests_s():
+            return False
+        return age_s < min(_FRESH_S, report.next_wake_s)
 
     def _claim_more(self, report: TickReport, busy: set[str]) -> list[Claim]:
         capacity = self._concurrency - len(busy)
@@ -256,29 +259,38 @@ class _Loop:
             if now - rest.until > _MAX_REST_S:  # long gone, or somebody else's
                 del self._resting[other]
 
+    def _rests_s(self, *, fewer_than: int = sys.maxsize) -> list[float]:
+        """How much longer those rest whose turn has not come since, of those given back less often."""
+        now = self._machine.clock.monotonic()
+        with self._lock:
+            rests = [rest for rest in self._resting.values() if rest.until > self._looked_at]
+        return [max(0.0, rest.until - now) for rest in rests if rest.times < fewer_than]
+
     def _left_behind(self) -> str | None:
         """What a run that ends leaves in the inbox, since it could not bring it to its end."""
-        left = [job_id for job_id, rest in self._resting.items() if rest.times >= _GIVE_UP_AFTER]
+        inbox = self._last.inbox if self._last else None
+        left = [
+            job_id
+            for job_id, rest in self._resting.items()
+            if rest.times >= _GIVE_UP_AFTER and inbox is not None and inbox.may_be_pending(job_id)
+        ]
         if not left:
             return None
         return f"given back {_GIVE_UP_AFTER} times and left in the inbox: {', '.join(left)}; the log says why"
 
     def _finished(self, report: TickReport) -> bool:
-        now = self._machine.clock.monotonic()
         with self._lock:
             if self._busy or report.claims:
                 return False
-            if any(rest.until > now and rest.times < _GIVE_UP_AFTER for rest in self._resting.values()):
-                return False
+        if self._rests_s(fewer_than=_GIVE_UP_AFTER):
+            return False
         return report.problem is not None or report.paused or not (report.young or report.leased)
 
     def _pause_s(self, report: TickReport) -> float:
-        now = self._machine.clock.monotonic()
         with self._lock:
             full = len(self._busy) >= self._concurrency
-            rested_s = [rest.until - now for rest in self._resting.values() if rest.until > now]
         # A full runner is woken by whichever job ends; it need not look before.
-        return self._period_s if full else min(report.next_wake_s, self._period_s, *rested_s)
+        return self._period_s if full else min(report.next_wake_s, self._period_s, *self._rests_s())
 
 
 def _sweep_quietly(machine: Machine) -> None:

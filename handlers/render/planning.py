@@ -74,10 +74,10 @@ def plan_render(
     schema = _schema(schemas, context, graph)
     try:
         return _planned(job, workflow, graph, context, settings=settings, schema=schema)
-    except JobInvalid:
+    except JobInvalid as error:
         # Whoever drops a job again has perhaps just added the model or the node that it lacked.
         fresh = _schema(schemas, context, graph, newer_than=began_at)
-        if fresh == schema:
+        if fresh == schema or (fresh is None and error.kind is ErrorKind.REFUSED):
             raise
     return _planned(job, workflow, graph, context, settings=settings, schema=fresh)
 

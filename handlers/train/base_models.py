@@ -15,12 +15,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from handlers.train.presets import BaseModel
 from handlers.train.process import scrubbed_environment
 from processor.errors import ErrorKind, TaskFailed
+from processor.inbox import is_marker
 from processor.layout import BASE_MODELS
 from processor.parallel import each
 from processor.store import ObjectInfo, Store, check_key
@@ -33,6 +34,8 @@ _WHOLE: Final = ".dropbatch-whole"
 _NOTE: Final = ".dropbatch-files.json"
 """File name → what it is in the bucket."""
 _OURS: Final = frozenset({_WHOLE, _NOTE})
+_INDEX: Final = "model_index.json"
+"""What a whole model in diffusers format has."""
 
 Mark = list[int | str]
 """Size in bytes, and the version, or where there are none the time: what LIST says of an object."""
@@ -71,11 +74,12 @@ class BaseModels:
     def ensure(self, store: Store, base: BaseModel) -> Path:
         """Bring a base model here, as the bucket has it now. Do this on a CPU before a GPU is rented.
 
-        Where the bucket has the model, the folder becomes its copy, and what else lies in it is
-        removed. A file of the right size in a folder without
-        a note (made before there were notes, by hand, or from Hugging Face) is kept if it was
-        written after the bucket's object was; one copied with an older time is fetched once more.
-        A bucket that has nothing of the model leaves what is here.
+        Where the bucket has the model, the folder becomes its copy: what else lies in it is removed,
+        or, should the bucket have no `model_index.json` of it, only what came from there before.
+        A file of the right size in a folder without a note (made before there were notes, by hand,
+        or from Hugging Face) is kept if it was written after the bucket's object was; one copied
+        with an older time is fetched once more. A bucket that has nothing of the model leaves what
+        is here, and placeholders of empty folders are nothing.
 
         Raises:
             TaskFailed: MISSING_MODEL, naming where it was looked for; a licence not accepted;
@@ -87,9 +91,10 @@ class BaseModels:
         prefix = f"{BASE_MODELS}{base.name}/"
         with self._lock(base.name):
             files = [item for page in store.list(prefix) for item in page.objects if not item.delete_marker]
-            # A folder of ours may have been uploaded as it was, with its mark and note.
             wanted = {
-                name: item for item in files if (name := check_key(item.key)[len(prefix) :]) not in _OURS
+                name: item
+                for item in files
+                if not item.key.endswith("/") and _is_models(name := check_key(item.key)[len(prefix) :])
             }
             if wanted:
                 self._from_bucket(store, wanted, folder)
@@ -104,7 +109,12 @@ class BaseModels:
             for name, item in wanted.items()
             if _is_current(folder / name, item, noted.get(name))
         }
-        gone = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in wanted]
+        copied = _INDEX in wanted  # and not a part of an upload, beside what came from elsewhere
+        gone = [
+            path
+            for path in _files(folder)
+            if (name := path.relative_to(folder).as_posix()) not in wanted and (copied or name in noted)
+        ]
         if gone or len(here) < len(wanted):
             (folder / _WHOLE).unlink(missing_ok=True)
         # First: what was a file may have become a folder.
@@ -140,6 +150,11 @@ class BaseModels:
         with (self._directory / f".{name}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _is_models(name: str) -> bool:
+    # A folder of ours may have been uploaded as it was, with its mark and note.
+    return name not in _OURS and not is_marker(PurePosixPath(name).name)
 
 
 def _mark(item: ObjectInfo) -> Mark:

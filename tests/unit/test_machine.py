@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -409,6 +410,40 @@ def test_a_retry_copies_the_good_results_and_runs_the_failed(tmp_path: Path) -> 
     for task in second["tasks"]:
         assert all(file["key"].startswith(f"comfy_outputs/{second['job_id']}/") for file in task["files"])
         assert all(file["key"] in bench.all_keys for file in task["files"])
+
+
+def test_what_rests_is_not_forgotten_while_another_job_runs(tmp_path: Path) -> None:
+    """Looks go on although a look is fresh; a run ends neither early nor a minute late for it."""
+    store = MemoryStore()
+    refuse = Fault("put", key="index.html", times=1, error=lambda: AccessDenied("no writeFiles"))
+    released = threading.Event()
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        if work.job_id.startswith("long-"):
+            assert released.wait(30)
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script), store=FaultyStore(store, FaultPlan(refuse)))
+    bench.drop(JOB, "inbox/jobs/short.json")
+    bench.drop(JOB, "inbox/jobs/long.json")
+    machine = bench.machine()
+    waited_s: list[float] = []
+
+    class UntilTheShortOneEnds(Wake):
+        def wait(self, timeout_s: float) -> None:
+            kinds = [type(event) for event in bench.events]
+            if JobReleased in kinds and JobSettled not in kinds and kinds.count(JobClaimed) == 2:
+                waited_s.append(timeout_s)
+                bench.clock.advance(timeout_s)
+            else:
+                if JobSettled in kinds:
+                    released.set()
+                super().wait(30.0)
+
+    report = run(machine, once=True, wake=UntilTheShortOneEnds())
+    machine.close()
+    assert report.outcomes == {"done": 2}
+    assert sum(waited_s) < 5.0
 
 
 def test_an_authority_of_another_version_is_a_problem_and_no_defect(bench: Bench) -> None:

@@ -140,6 +140,22 @@ class BreaksOff(CountingStore):
         return super().get(key, version=version)
 
 
+def test_a_placeholder_or_a_part_of_an_upload_removes_nothing(tmp_path: Path) -> None:
+    """A folder made on B2's page, or a copy that is under way, beside a model from the hub."""
+    store = MemoryStore()
+    store.put("models/FLUX/.bzEmpty", b"")
+    folder = tmp_path / "FLUX"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "a.safetensors").write_bytes(b"from the hub")
+    (folder / ".dropbatch-whole").touch()
+    models = BaseModels(tmp_path, None)
+    models.ensure(store, BASE)
+    store.put("models/FLUX/vae/b.safetensors", b"b")
+    models.ensure(store, BASE)
+    assert (folder / "unet" / "a.safetensors").read_bytes() == b"from the hub"
+    assert not (folder / ".bzEmpty").exists()
+
+
 def test_marks_of_ours_in_the_bucket_are_no_model(tmp_path: Path) -> None:
     """A folder may have been uploaded as it lay here."""
     store = MemoryStore()

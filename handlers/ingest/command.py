@@ -60,18 +60,19 @@ def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict
     """Copy a folder of the bucket into the inbox, its `_READY` last.
 
     Raises:
-        UsageError: there is nothing in it, or it has no possible name.
+        UsageError: it is no folder, or there is nothing in it.
+        JobInvalid: no dataset can be called that.
     Cost: 1 request per file, 1 per 1,000, and 1.
     """
-    from processor.datasets import READY, folder_key, is_dataset_name
+    from processor.datasets import READY, check_dataset_name, folder_key
     from processor.parallel import each
     from processor.store import ObjectInfo
 
     prefix = folder.strip("/") + "/"
+    if prefix == "/":
+        raise UsageError("an import needs a folder; the whole bucket is none")
     dataset = name or prefix.rstrip("/").rpartition("/")[2]
-    if prefix == "/" or not is_dataset_name(dataset):
-        raise UsageError(f"{folder!r} is no folder that could be a dataset; give --name")
-    target = folder_key(dataset)
+    target = folder_key(check_dataset_name(dataset))
     found = [item for page in store.list(prefix) for item in page.objects if item.key != prefix + READY]
     if not found:
         raise UsageError(f"nothing lies under {prefix}")

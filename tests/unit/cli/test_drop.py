@@ -164,6 +164,24 @@ def test_a_dataset_folder_of_videos(dropbatch: Dropbatch, bucket: Path, tmp_path
     assert (bucket / "inbox/datasets/clips/a.mp4").is_file()
 
 
+@pytest.mark.parametrize("name", [None, "portraits/zoe", "back\\slash", "n" * 101])
+def test_a_folder_that_can_never_be_a_dataset_is_refused(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path, job_file: JobFile, name: str | None
+) -> None:
+    """Before anything goes up: in the inbox it would be ignored for ever, or become another dataset."""
+    folder = tmp_path / ("zoe" if name else ".hid")
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"x")
+    result = dropbatch("drop", folder, job_file(), "--json", *(["--name", name] if name else []))
+    assert result.code == 1
+    [refused] = result.json["refused"]
+    assert refused["path"] == str(folder)
+    assert "no possible name for a dataset" in refused["error"]
+    assert "--name" in refused["error"]
+    assert not (bucket / "inbox/datasets").exists()
+    assert len(dropped(bucket)) == 1
+
+
 def test_what_was_dropped_before_an_upload_failed_is_told(
     dropbatch: Dropbatch, bucket: Path, job_file: JobFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

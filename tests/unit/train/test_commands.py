@@ -105,8 +105,16 @@ def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) ->
     }
 
 
-@pytest.mark.parametrize("folder", ["", "/", "nothing/here", "datasets/.hidden"])
+@pytest.mark.parametrize("folder", ["", "/", "nothing/here"])
 def test_what_can_not_be_imported_is_said(studio: Studio, folder: str) -> None:
     """An empty prefix would take in the whole bucket."""
     with pytest.raises(UsageError):
         import_folder(studio.main, folder)
+
+
+def test_an_import_needs_a_datasets_name(studio: Studio) -> None:
+    """As a drop does: another folder of the inbox is never looked at."""
+    studio.main.put("old/.hidden/a.png", b"x")
+    with pytest.raises(JobInvalid, match="no possible name"):
+        import_folder(studio.main, "old/.hidden")
+    assert studio.bench.keys("inbox/") == []

@@ -8,7 +8,7 @@ import typer
 
 from processor.cli import console
 from processor.cli.exits import UsageError
-from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings, open_main
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings
 
 if TYPE_CHECKING:
     from processor.store import Store
@@ -40,15 +40,17 @@ def command(
     """
     if action not in _ACTIONS:
         raise UsageError(f"no such action: {action}; it is one of {', '.join(_ACTIONS)}")
-    store = open_main(load_settings(config, bucket, endpoint_url))
+    from processor.buckets import open_stores
+
+    stores = open_stores(load_settings(config, bucket, endpoint_url))
     if action == "import":
-        taken = import_folder(store, folder, name=name)
+        taken = import_folder(stores.main, folder, name=name)
         if as_json:
             console.print_json(taken)
         else:
             console.out().print(f"{taken['files']} files now lie in {taken['key']}")
         return
-    found = list_datasets(store)
+    found = list_datasets(stores.datasets)
     if as_json:
         console.print_json(found)
     else:
@@ -87,7 +89,12 @@ def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict
 
 
 def list_datasets(store: Store) -> list[dict[str, Any]]:
-    """Every archived dataset with its newest version. Cost: 1 request per 1,000 files, 1 per dataset."""
+    """Every archived dataset with its newest version.
+
+    Args:
+        store: of the datasets, which may have a bucket of their own.
+    Cost: 1 request per 1,000 files, 1 per dataset.
+    """
     from processor.layout import DATASETS, dataset_latest_key
     from processor.pointers import read_pointer
 

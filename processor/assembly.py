@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 from zoneinfo import ZoneInfo
 
+from processor.buckets import open_stores
 from processor.clock import StoreClock, SystemClock
-from processor.config import Settings, credentials, resolve_handlers
+from processor.config import Settings, resolve_handlers
 from processor.errors import ConfigError
 from processor.events import Observer, ignore
-from processor.handler import Stores
 from processor.launch import LocalConfig, LocalLauncher
 from processor.layout import slug
 from processor.leases.authority import Authority
@@ -28,13 +28,10 @@ from processor.schedule import Night
 from processor.slack import Slack
 from processor.store import Store
 from processor.store.directory import DirectoryStore
-from processor.store.opening import open_store
 from processor.webhook import Webhook
 
 if TYPE_CHECKING:
     from processor.leases.protocol import LeaseStore
-
-BucketName = Literal["main", "models", "datasets"]
 
 
 def build(settings: Settings, observe: Observer = ignore) -> Machine:
@@ -102,29 +99,6 @@ def _local_config(settings: Settings) -> LocalConfig:
         settings.scratch_path / "tasks",
         gpu=settings.machine_gpu,
         usd_per_s=settings.machine_usd_per_h / 3600,
-    )
-
-
-def open_stores(settings: Settings) -> Stores:
-    """The main bucket, and those of models and datasets where they have their own. Cost: none."""
-    main = open_bucket(settings, settings.store_url, "main")
-    models, datasets = settings.models_bucket, settings.datasets_bucket
-    return Stores(
-        main=main,
-        models=open_bucket(settings, models, "models") if models else main,
-        datasets=open_bucket(settings, datasets, "datasets") if datasets else main,
-    )
-
-
-def open_bucket(settings: Settings, url: str, name: BucketName) -> Store:
-    """One bucket, with the key that the environment holds for it."""
-    key = credentials(os.environ, bucket=name)
-    return open_store(
-        url,
-        endpoint_url=settings.endpoint_url,
-        region=settings.region,
-        key_id=key.key_id if key else None,
-        secret=key.key if key else None,
     )
 
 

@@ -136,6 +136,22 @@ def is_dataset_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def check_dataset_name(name: str) -> str:
+    """The name itself, before anything is uploaded under it: a folder of another name is never looked at.
+
+    Raises:
+        JobInvalid: no dataset can be called that.
+    """
+    if not is_dataset_name(name):
+        raise JobInvalid(
+            "no possible name for a dataset",
+            where=name,
+            mend="Rename the folder, or drop it with a --name: at most 100 characters, no slash or "
+            "backslash, no leading dot",
+        )
+    return name
+
+
 def folder_key(dataset: str) -> str:
     return f"{DATASETS_INBOX}{dataset}/"
 

@@ -8,7 +8,7 @@ import typer
 
 from processor.cli import console
 from processor.cli.exits import UsageError
-from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings, open_main
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings
 
 if TYPE_CHECKING:
     from processor.store import Store
@@ -40,15 +40,17 @@ def command(
     """
     if action not in _ACTIONS:
         raise UsageError(f"no such action: {action}; it is one of {', '.join(_ACTIONS)}")
-    store = open_main(load_settings(config, bucket, endpoint_url))
+    from processor.buckets import open_stores
+
+    stores = open_stores(load_settings(config, bucket, endpoint_url))
     if action == "import":
-        taken = import_folder(store, folder, name=name)
+        taken = import_folder(stores.main, folder, name=name)
         if as_json:
             console.print_json(taken)
         else:
             console.out().print(f"{taken['files']} files now lie in {taken['key']}")
         return
-    found = list_datasets(store)
+    found = list_datasets(stores.datasets)
     if as_json:
         console.print_json(found)
     else:
@@ -60,18 +62,19 @@ def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict
     """Copy a folder of the bucket into the inbox, its `_READY` last.
 
     Raises:
-        UsageError: there is nothing in it, or it has no possible name.
+        UsageError: it is no folder, or there is nothing in it.
+        JobInvalid: no dataset can be called that.
     Cost: 1 request per file, 1 per 1,000, and 1.
     """
-    from processor.datasets import READY, folder_key, is_dataset_name
+    from processor.datasets import READY, check_dataset_name, folder_key
     from processor.parallel import each
     from processor.store import ObjectInfo
 
     prefix = folder.strip("/") + "/"
+    if prefix == "/":
+        raise UsageError("an import needs a folder; the whole bucket is none")
     dataset = name or prefix.rstrip("/").rpartition("/")[2]
-    if prefix == "/" or not is_dataset_name(dataset):
-        raise UsageError(f"{folder!r} is no folder that could be a dataset; give --name")
-    target = folder_key(dataset)
+    target = folder_key(check_dataset_name(dataset))
     found = [item for page in store.list(prefix) for item in page.objects if item.key != prefix + READY]
     if not found:
         raise UsageError(f"nothing lies under {prefix}")
@@ -86,7 +89,12 @@ def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict
 
 
 def list_datasets(store: Store) -> list[dict[str, Any]]:
-    """Every archived dataset with its newest version. Cost: 1 request per 1,000 files, 1 per dataset."""
+    """Every archived dataset with its newest version.
+
+    Args:
+        store: of the datasets, which may have a bucket of their own.
+    Cost: 1 request per 1,000 files, 1 per dataset.
+    """
     from processor.layout import DATASETS, dataset_latest_key
     from processor.pointers import read_pointer
 

@@ -20,7 +20,7 @@ from handlers.ingest.pictures import (
 )
 from handlers.ingest.records import DatasetFile
 from handlers.ingest.report import Finding, Report
-from processor.datasets import OPTIONS, is_dataset_name
+from processor.datasets import OPTIONS, check_dataset_name
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
 
@@ -59,10 +59,7 @@ def check_folder(folder: Path, *, dataset: str | None = None) -> Report:
     Raises:
         JobInvalid: its `dataset.yaml`, or its name, can't be used.
     """
-    name = dataset or folder.resolve().name
-    if not is_dataset_name(name):
-        raise JobInvalid("no possible name for a dataset", where=name, mend="Rename the folder")
-    report = Report(name)
+    report = Report(check_dataset_name(dataset or folder.resolve().name))
     options_path = folder / OPTIONS
     data = _first_bytes(options_path) if options_path.is_file() else None
     options = read_dataset_options(data, where=str(options_path))

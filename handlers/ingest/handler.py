@@ -228,7 +228,10 @@ class _Ingest:
         where = dataset_prefix(dataset.name, dataset.fingerprint)
         said = f"{plural(dataset.examples, 'example')} in {where}"
         if known:
-            said = f"The same content as {where}, which is there already: nothing new is trained."
+            said = f"The same content as {where}, which is there already"
+            if self._options.train:
+                # Whether the training has run is known where it is dropped, by its id.
+                said += "; it is trained only if its options are new"
         elif joined is not None:
             said += f", joined with version {joined.fingerprint}"
         data: dict[str, Any] = {

@@ -10,10 +10,10 @@ import typer
 
 from processor.cli import console
 from processor.cli.exits import UsageError
-from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings, open_main
+from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settings
 
 if TYPE_CHECKING:
-    from processor.store import Store
+    from processor.handler import Stores
 
 
 def command(
@@ -48,7 +48,9 @@ def command(
       dropbatch train my_character --preset sdxl --steps 1500
       dropbatch train my_character --sweep rank=8,16,32
     """
-    store = open_main(load_settings(config, bucket, endpoint_url))
+    from processor.buckets import open_stores
+
+    stores = open_stores(load_settings(config, bucket, endpoint_url))
     job: dict[str, Any] = {"kind": "train", "dataset": dataset, "name": dataset.partition("/")[0]}
     job |= {"preset": preset, "trigger_word": trigger, "publish": publish, "max_cost_usd": max_cost}
     job["settings"] = {"steps": steps} if steps is not None else {}
@@ -56,7 +58,7 @@ def command(
     if sweep:
         job["sweep"] = {name: _values(text) for name, text in map(_split, sweep)}
     key, job_id = drop_training(
-        store, {name: value for name, value in job.items() if value not in (None, {})}
+        stores, {name: value for name, value in job.items() if value not in (None, {})}
     )
     if as_json:
         console.print_json({"key": key, "job_id": job_id})
@@ -64,9 +66,11 @@ def command(
         console.out().print(f"{job_id}  {key}")
 
 
-def drop_training(store: Store, job: dict[str, Any]) -> tuple[str, str]:
-    """Check a train job as far as that needs no trainer, then put it in the inbox.
+def drop_training(stores: Stores, job: dict[str, Any]) -> tuple[str, str]:
+    """Check a train job as far as that needs no trainer, then put it in the main inbox.
 
+    Args:
+        stores: those that the machine has: the dataset may lie in a bucket of its own.
     Returns:
         Its key and its job id.
     Raises:
@@ -79,7 +83,7 @@ def drop_training(store: Store, job: dict[str, Any]) -> tuple[str, str]:
     from handlers.train.settings import TrainSettings
     from processor.cli.job_files import JobFile
     from processor.cli.uploads import drop_job
-    from processor.handler import PlanContext, Stores
+    from processor.handler import PlanContext
     from processor.models import TrainJob
     from processor.reading import read_job
 
@@ -90,13 +94,16 @@ def drop_training(store: Store, job: dict[str, Any]) -> tuple[str, str]:
     context = PlanContext(
         job_id="check-0000000000000000",
         drop_key="train",
-        stores=Stores.single(store),
+        stores=stores,
         now=datetime.now(UTC),
         max_tasks=10_000,
     )
     plan_training(read, context, TrainSettings(base_dir=Path(), toolkit_dir=Path()))
     dropped = drop_job(
-        store, JobFile(source=Path(f"train-{job['name']}"), data=data), nightly=False, moved=lambda _: None
+        stores.main,
+        JobFile(source=Path(f"train-{job['name']}"), data=data),
+        nightly=False,
+        moved=lambda _: None,
     )
     return dropped.key, str(dropped.job_id)
 

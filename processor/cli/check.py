@@ -18,9 +18,9 @@ from processor.errors import JobInvalid
 
 if TYPE_CHECKING:
     from processor.config import Settings
+    from processor.handler import Stores
     from processor.models import JobBase
     from processor.records import Plan
-    from processor.store import Store
 
 _SHOWN_TASKS = 12
 _JOB_ID = "check-0000000000000000"
@@ -50,14 +50,15 @@ def command(
       dropbatch check portrait.json
       dropbatch check portrait.json --bucket b2://renders --cost
     """
+    from processor.buckets import open_stores
     from processor.cli.job_files import find_sources
 
     settings = load_settings(config, bucket, endpoint_url)
-    store = open_main(settings) if bucket else None
+    stores = open_stores(settings) if bucket else None
     found = []
     for path in paths:
         files, folders = find_sources(path)
-        found += [check_file(file, settings, store, cost=cost) for file in files]
+        found += [check_file(file, settings, stores, cost=cost) for file in files]
         found += [check_dataset(folder, settings) for folder in folders]
     if as_json:
         console.print_json(found)
@@ -68,12 +69,14 @@ def command(
         raise typer.Exit(Exit.FAILED)
 
 
-def check_file(path: Path, settings: Settings, store: Store | None, *, cost: bool = False) -> dict[str, Any]:
+def check_file(
+    path: Path, settings: Settings, stores: Stores | None, *, cost: bool = False
+) -> dict[str, Any]:
     """What a job file comes to: its plan in a few facts, or its error."""
     from processor.report import error_report
 
     try:
-        job, plan = _plan(path, settings, store)
+        job, plan = _plan(path, settings, stores)
     except JobInvalid as error:
         report = error_report(error).model_dump(mode="json")
         return {"path": str(path), "valid": False, "error": report}
@@ -86,7 +89,7 @@ def check_file(path: Path, settings: Settings, store: Store | None, *, cost: boo
     if cost:
         from processor.cli.cost_table import cost_facts
 
-        taught = store or (open_main(settings) if settings.bucket else None)
+        taught = stores.main if stores else (open_main(settings) if settings.bucket else None)
         estimate = {"cost": cost_facts(plan, job, settings, taught)}
     return {
         "path": str(path),
@@ -106,7 +109,7 @@ def check_file(path: Path, settings: Settings, store: Store | None, *, cost: boo
     }
 
 
-def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase, Plan]:
+def _plan(path: Path, settings: Settings, at_hand: Stores | None) -> tuple[JobBase, Plan]:
     from processor.cli.job_files import graph_in_picture, read_limited
     from processor.config import resolve_handlers
     from processor.handler import PlanContext, Stores
@@ -119,7 +122,7 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase,
     handlers = resolve_handlers(settings)
     if job.kind not in handlers:
         raise JobInvalid(f"no handler for {job.kind} jobs is configured", where=path.name)
-    stores = Stores.single(store or DirectoryStore(path.resolve().parent))
+    stores = at_hand or Stores.single(DirectoryStore(path.resolve().parent))
     handler = handlers[job.kind].configured(settings, stores)
     try:
         plan: Plan = handler.plan(
@@ -131,7 +134,7 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase,
                 now=datetime.now(UTC),
                 max_tasks=settings.max_tasks,
                 on_paper=True,
-                bucketless=store is None,
+                bucketless=at_hand is None,
             ),
         )
     finally:

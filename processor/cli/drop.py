@@ -101,21 +101,31 @@ def _collect(
 ) -> tuple[list[JobFile], list[Path], list[dict[str, str]]]:
     """Everything is read and checked before anything is sent."""
     from processor.cli.job_files import find_sources, read_job_file
+    from processor.datasets import check_dataset_name
     from processor.report import error_line, error_report
 
     jobs: list[JobFile] = []
     folders: list[Path] = []
     refused: list[dict[str, str]] = []
+
+    def refuse(path: Path, error: JobInvalid) -> None:
+        line = error_line(error_report(error))
+        console.warn(f"not dropped: {line}")
+        refused.append({"path": str(path), "error": line})
+
     for path in paths:
         files, datasets = find_sources(path)
-        folders += datasets
+        for folder in datasets:
+            try:
+                check_dataset_name(_dataset_name(folder, changes.name))
+                folders.append(folder)
+            except JobInvalid as error:
+                refuse(folder, error)
         for file in files:
             try:
                 jobs.append(read_job_file(file, changes, limit_bytes=limit_bytes))
             except JobInvalid as error:
-                line = error_line(error_report(error))
-                console.warn(f"not dropped: {line}")
-                refused.append({"path": str(file), "error": line})
+                refuse(file, error)
     return jobs, folders, refused
 
 
@@ -140,9 +150,13 @@ def _upload(
         for job in jobs:
             yield drop_job(store, job, nightly=nightly, moved=moved)
         for folder, files in contents.items():
-            name = dataset_name or folder.resolve().name
+            name = _dataset_name(folder, dataset_name)
             copier = rclone_copier(settings)
             yield drop_dataset(store, folder, files, name=name, moved=moved, copier=copier)
+
+
+def _dataset_name(folder: Path, name: str | None) -> str:
+    return name or folder.resolve().name
 
 
 def _input(text: str) -> tuple[str, Path]:

@@ -84,7 +84,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 
 
 def _bucket(settings: Settings, opened: list[Store]) -> Iterator[Finding]:
-    from processor.assembly import open_bucket
+    from processor.buckets import open_bucket
 
     url = settings.store_url
     key = credentials(os.environ)

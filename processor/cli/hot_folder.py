@@ -1,8 +1,8 @@
 """`dropbatch drop --watch`: what appears in a folder is dropped, once it is whole.
 
-A file is sent when its size and time have not changed for a moment and it reads as a job;
-a subfolder of pictures when it holds `_READY`. What was sent is remembered in the folder,
-so that a restart sends nothing twice.
+A file is sent when its size and time have not changed for a moment and it reads as a job, and
+the files that it reads have not changed for as long; a subfolder of pictures when it holds
+`_READY`. What was sent is remembered in the folder, so that a restart sends nothing twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from processor.cli import console
 from processor.cli.exits import UsageError
 from processor.cli.job_files import Changes, dataset_files, read_job_file
 from processor.cli.uploads import READY, Dropped, drop_dataset, drop_job
-from processor.errors import JobInvalid, StoreUnavailable
+from processor.errors import InvalidKey, JobInvalid, StoreUnavailable
 from processor.inbox import is_marker
 from processor.report import error_line, error_report
 from processor.store import Store
@@ -59,7 +59,7 @@ def keep_dropping(
         *folders, stop_event=stop, yield_on_timeout=True, rust_timeout=500, debounce=200, step=50
     ):
         for hot in watched:
-            for item in hot.look():
+            for item in hot.look(time.monotonic()):
                 print(item.job_id or item.key, flush=True)
 
 
@@ -73,20 +73,32 @@ class HotFolder:
         self._nightly = nightly
         self._limit_bytes = limit_bytes
         self._sent = self._read_sent()
-        self._seen: dict[str, tuple[Signature, float]] = {}
+        self._seen: dict[Path, tuple[Signature, float]] = {}
+        self._beside: dict[Path, list[Path]] = {}
+        """Job file → the files that it was held back for, at the last look."""
+        self._unreadable: set[Path] = set()
+        self._remembers = True
 
-    def look(self) -> Iterator[Dropped]:
-        """Drop what has become whole since the last look."""
-        now = time.monotonic()
+    def look(self, now_s: float) -> Iterator[Dropped]:
+        """Drop what has become whole since the last look.
+
+        Args:
+            now_s: monotonic.
+        """
         for path in sorted(self._folder.iterdir()):
             signature = self._signature(path)
             if signature is None or self._sent.get(path.name) == signature:
                 continue
-            known, since = self._seen.get(path.name, (None, now))
-            if known != signature:
-                self._seen[path.name] = (signature, now)
-            elif now - since >= _STABLE_S and (item := self._try(path, signature, now - since)):
+            age_s = self._unchanged_s(path, signature, now_s)
+            if age_s >= _STABLE_S and (item := self._try(path, signature, age_s, now_s)):
                 yield item
+
+    def _unchanged_s(self, path: Path, signature: Signature, now_s: float) -> float:
+        known, since_s = self._seen.get(path, (None, now_s))
+        if known != signature:
+            self._seen[path] = (signature, now_s)
+            return 0.0
+        return now_s - since_s
 
     def _signature(self, path: Path) -> Signature | None:
         """None for what is nothing to drop."""
@@ -97,40 +109,67 @@ class HotFolder:
                 stats = [file.stat() for file in dataset_files(path)]
                 return len(stats), max((stat.st_mtime_ns for stat in stats), default=0)
             if path.is_file() and path.suffix.lower() in (".json", ".png"):
-                stat = path.stat()
-                return stat.st_size, stat.st_mtime_ns
+                return _file_signature(path)
         except FileNotFoundError:  # moved away since it was listed
             pass
+        except OSError as error:
+            # Not marked as sent: that would forget what was sent before, and send it again.
+            if path not in self._unreadable:
+                self._unreadable.add(path)
+                console.warn(f"can't be looked at: {error_line(error_report(error))}")
         return None
 
-    def _try(self, path: Path, signature: Signature, age_s: float) -> Dropped | None:
+    def _try(self, path: Path, signature: Signature, age_s: float, now_s: float) -> Dropped | None:
         try:
-            item = self._drop(path)
-        except JobInvalid as error:
-            if age_s < _PATIENCE_S:
-                return None
-            console.warn(f"not dropped: {error_line(error_report(error))}")
-            self._sent[path.name] = signature
-            return None
+            item = self._drop(path, now_s)
         except FileNotFoundError:
             return None
         except StoreUnavailable as error:
             console.warn(f"will try again: {error}")
             return None
-        self._remember(path, signature, item)
+        # One file that can't be read, or whose name can't be a key, must not keep the others waiting.
+        except (JobInvalid, InvalidKey, OSError) as error:
+            if age_s < _PATIENCE_S:
+                return None
+            console.warn(f"not dropped: {error_line(error_report(error))}")
+            self._sent[path.name] = signature
+            return None
+        if item is not None:
+            self._remember(path, signature, item)
         return item
 
-    def _drop(self, path: Path) -> Dropped:
+    def _drop(self, path: Path, now_s: float) -> Dropped | None:
+        """None while a file that the job reads may still be being written."""
         if path.is_dir():
             return drop_dataset(self._store, path, dataset_files(path), name=path.name, moved=_unseen)
+        # To read a job is to hash what goes up with it: not at every look at a file that still grows.
+        if self._holds_back(path, [file for file in self._beside.get(path, ()) if file.exists()], now_s):
+            return None
         job = read_job_file(path, self._changes, limit_bytes=self._limit_bytes)
+        # And after: the hash must be of the bytes that go up.
+        if self._holds_back(path, list(job.uploads.values()), now_s):
+            return None
         return drop_job(self._store, job, nightly=self._nightly, moved=_unseen)
+
+    def _holds_back(self, path: Path, beside: list[Path], now_s: float) -> bool:
+        """Whether a file beside a job has changed more lately than the job file itself may have."""
+        ages_s = [self._unchanged_s(file, _file_signature(file), now_s) for file in beside]
+        held = any(age_s < _STABLE_S for age_s in ages_s)
+        self._beside[path] = beside if held else []
+        return held
 
     def _remember(self, path: Path, signature: Signature, item: Dropped) -> None:
         self._sent[path.name] = signature
         line = {"name": path.name, "size": signature[0], "mtime_ns": signature[1], "key": item.key}
-        with (self._folder / SENT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            with (self._folder / SENT).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            # It is dropped all the same; to end here would drop it again at each restart.
+            if self._remembers:
+                self._remembers = False
+                said = error_line(error_report(error))
+                console.warn(f"what is sent can't be written down, so a restart would send it again: {said}")
 
     def _read_sent(self) -> dict[str, Signature]:
         sent: dict[str, Signature] = {}
@@ -142,6 +181,11 @@ class HotFolder:
             except (ValueError, KeyError, TypeError):  # a line that a crash cut short
                 continue
         return sent
+
+
+def _file_signature(path: Path) -> Signature:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _unseen(_count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,15 +47,6 @@ def open_main(settings: Settings) -> Store:
     Raises:
         ConfigError: no bucket is configured, or it can't be right.
     """
-    # Not through `processor.assembly`: it imports the whole machine, which takes a third of a second.
-    from processor.config import credentials
-    from processor.store.opening import open_store
+    from processor.buckets import open_bucket
 
-    key = credentials(os.environ)
-    return open_store(
-        settings.store_url,
-        endpoint_url=settings.endpoint_url,
-        region=settings.region,
-        key_id=key.key_id if key else None,
-        secret=key.key if key else None,
-    )
+    return open_bucket(settings, settings.store_url, "main")

@@ -13,6 +13,7 @@ from typing import Final
 from processor import rclone
 from processor.cli.job_files import JobFile
 from processor.config import Settings, credentials
+from processor.datasets import check_dataset_name
 from processor.errors import AccessDenied, InvalidKey, NotFound, StoreUnavailable
 from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, RECURRING, job_id, slug
 from processor.parallel import each
@@ -84,10 +85,11 @@ def drop_dataset(
     Args:
         copier: brings many files into the same store faster than we can, if there is one.
     Raises:
-        InvalidKey: the name or a file's can't be a key; nothing is uploaded then.
+        JobInvalid: no dataset can be called that; nothing is uploaded then.
+        InvalidKey: a file's name can't be a key; nothing is uploaded then.
     Cost: 1 request per file, and 1.
     """
-    prefix = f"{DATASETS_INBOX}{name}/"
+    prefix = f"{DATASETS_INBOX}{check_dataset_name(name)}/"
     keys = {check_key(prefix + path.relative_to(folder).as_posix()): path for path in files}
     files_sent = len(keys)
     if copier is not None and len(keys) >= _MANY:

@@ -291,7 +291,7 @@ def test_a_folder_becomes_a_dataset_and_one_train_job(bench: Bench) -> None:
     assert bench.read(f"datasets/{NAME}/latest.json")["facts"]["fingerprint"] == data["fingerprint"]
 
 
-def test_the_same_content_again_trains_nothing_new_and_says_so(bench: Bench) -> None:
+def test_the_same_content_again_trains_nothing_new(bench: Bench) -> None:
     """The training's id follows from the version: dropped again, it is the job that has run."""
     drop_ready(bench, captioned(3))
     work(bench)
@@ -300,8 +300,24 @@ def test_the_same_content_again_trains_nothing_new_and_says_so(bench: Bench) -> 
     drop_ready(bench, {**captioned(3), "dataset.yaml": b"replace: true"})
     manifests = work(bench)
     assert len(manifests) == 2
-    assert "nothing new is trained" in manifests[1]["tasks"][0]["data"]["text"]
+    assert "only if its options are new" in manifests[1]["tasks"][0]["data"]["text"]
     assert trainings(bench) == first
+
+
+def test_the_same_content_with_other_options_is_trained_and_nothing_else_is_said(bench: Bench) -> None:
+    """Archived only at first; the text must not deny the training that follows."""
+    drop_ready(bench, {**captioned(3), "dataset.yaml": b"train: false"})
+    work(bench)
+    assert trainings(bench) == []
+    for options in (b"train: false", b"preset: sd15\nsteps: 100"):
+        bench.clock.advance(100)
+        drop_ready(bench, {**captioned(3), "dataset.yaml": options})
+        work(bench)
+    (job,) = trainings(bench)
+    assert job["preset"] == "sd15"
+    _, archived, trained = (manifest["tasks"][0]["data"]["text"] for manifest in work(bench))
+    assert archived.endswith("which is there already")
+    assert trained.endswith("which is there already; it is trained only if its options are new")
 
 
 def test_more_pictures_join_the_newest_version(bench: Bench) -> None:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from processor.cli import uploads
-from processor.cli.hot_folder import SENT, keep_dropping
-from processor.cli.job_files import Changes, parse_seeds, parse_setting
+from processor.cli.hot_folder import SENT, HotFolder, keep_dropping
+from processor.cli.job_files import Changes, parse_seeds, parse_setting, read_job_file
 from processor.errors import DropbatchError, StoreError
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
@@ -164,6 +164,24 @@ def test_a_dataset_folder_of_videos(dropbatch: Dropbatch, bucket: Path, tmp_path
     assert (bucket / "inbox/datasets/clips/a.mp4").is_file()
 
 
+@pytest.mark.parametrize("name", [None, "portraits/zoe", "back\\slash", "n" * 101])
+def test_a_folder_that_can_never_be_a_dataset_is_refused(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path, job_file: JobFile, name: str | None
+) -> None:
+    """Before anything goes up: in the inbox it would be ignored for ever, or become another dataset."""
+    folder = tmp_path / ("zoe" if name else ".hid")
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"x")
+    result = dropbatch("drop", folder, job_file(), "--json", *(["--name", name] if name else []))
+    assert result.code == 1
+    [refused] = result.json["refused"]
+    assert refused["path"] == str(folder)
+    assert "no possible name for a dataset" in refused["error"]
+    assert "--name" in refused["error"]
+    assert not (bucket / "inbox/datasets").exists()
+    assert len(dropped(bucket)) == 1
+
+
 def test_what_was_dropped_before_an_upload_failed_is_told(
     dropbatch: Dropbatch, bucket: Path, job_file: JobFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +270,102 @@ def test_watching_sends_each_file_once_and_whole(tmp_path: Path, capsys: pytest.
     names = sorted(path.name.split(".")[0] for path in (root / "inbox/jobs").iterdir())
     assert names == ["half", "whole"]
     assert len((folder / SENT).read_text().splitlines()) == 2
+
+
+@pytest.fixture
+def hot(tmp_path: Path, bucket: Path) -> HotFolder:
+    """An empty folder, `hot`, that is looked at when a test says so."""
+    (tmp_path / "hot").mkdir()
+    return HotFolder(DirectoryStore(bucket), tmp_path / "hot", Changes(), False, 10**6)
+
+
+def test_a_watched_job_waits_for_the_files_beside_it(hot: HotFolder, bucket: Path, tmp_path: Path) -> None:
+    """`cp job.json clip.mp4 hot/`: what is still being written is not sent, nor read again and again."""
+    job, clip = tmp_path / "hot/job.json", tmp_path / "hot/clip.mp4"
+    graph = {"1": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}}, **GRAPH}
+    job.write_text(json.dumps(graph))
+    for now_s in (0.0, 1.0, 1.5, 2.0, 2.5):
+        with clip.open("ab") as file:
+            file.write(b"frame")
+        assert not list(hot.look(now_s))
+    assert not list(hot.look(3.0))
+    [item] = hot.look(3.5)
+    assert item.key.startswith("inbox/jobs/job.")
+    [uploaded] = (bucket / "inputs").rglob("*.mp4")
+    assert uploaded.read_bytes() == clip.read_bytes()
+    assert not list(hot.look(9.0))
+
+
+def test_a_watched_job_whose_file_went_away_is_sent_without_it(
+    hot: HotFolder, bucket: Path, tmp_path: Path
+) -> None:
+    """It waits for no file that is not there: the bucket may have it."""
+    clip = tmp_path / "hot/clip.mp4"
+    clip.write_bytes(b"frame")
+    graph = {"1": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}}, **GRAPH}
+    (tmp_path / "hot/job.json").write_text(json.dumps(graph))
+    assert not [*hot.look(0.0), *hot.look(1.0)]
+    clip.unlink()
+    assert len(list(hot.look(1.5))) == 1
+    assert dropped(bucket) == [graph]
+
+
+def test_one_unreadable_file_does_not_end_the_watch(
+    hot: HotFolder,
+    bucket: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor does a name that no key can hold; each is told of once, and the others are dropped."""
+
+    def guarded(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "a.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_job_file(path, *arguments, **options)
+
+    monkeypatch.setattr("processor.cli.hot_folder.read_job_file", guarded)
+    faces = tmp_path / "hot/faces"
+    faces.mkdir()
+    for file in (faces / "a\nb.png", faces / "_READY"):
+        file.write_bytes(b"")
+    for name in ("a.json", "z.json"):
+        (tmp_path / "hot" / name).write_text(json.dumps(GRAPH))
+    sent = [item.key for now_s in (0.0, 1.0, 10.0, 11.0) for item in hot.look(now_s)]
+    assert [key.split(".")[0] for key in sent] == ["inbox/jobs/z"]
+    told = capsys.readouterr().err
+    assert told.count("not dropped") == 2
+    assert told.count("Permission denied") == 1
+    assert not (bucket / "inbox/datasets").exists()
+
+
+def test_a_folder_that_may_not_be_looked_into_does_not_end_the_watch(
+    hot: HotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was sent of it before is not forgotten over that."""
+    real = Path.exists
+
+    def guarded(path: Path) -> bool:
+        if path.parent.name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (tmp_path / "hot/private").mkdir()
+    (tmp_path / "hot/z.json").write_text(json.dumps(GRAPH))
+    monkeypatch.setattr(Path, "exists", guarded)
+    assert len([item for now_s in (0.0, 1.0, 2.0) for item in hot.look(now_s)]) == 1
+    assert capsys.readouterr().err.count("Permission denied") == 1
+
+
+def test_a_watched_folder_that_can_not_be_written_to(
+    hot: HotFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs are dropped once all the same, and what a restart would do is said once."""
+    (tmp_path / "hot" / SENT).mkdir()  # no line can be added to that
+    for name in ("a.json", "b.json"):
+        (tmp_path / "hot" / name).write_text(json.dumps(GRAPH))
+    assert len([item for now_s in (0.0, 1.0, 2.0) for item in hot.look(now_s)]) == 2
+    assert capsys.readouterr().err.count("a restart would send it again") == 1
 
 
 def test_a_job_with_a_schedule_becomes_a_template_and_replaces_itself(

@@ -8,7 +8,8 @@ import pytest
 
 from processor.cli.uploads import drop_dataset, rclone_copier
 from processor.config import Settings
-from processor.errors import StoreUnavailable
+from processor.errors import JobInvalid, StoreUnavailable
+from processor.store.memory import MemoryStore
 from tests.support import rclone as rclone_server
 from tests.support.fixtures import make_bucket
 
@@ -77,3 +78,11 @@ def test_a_folder_needs_no_rclone(tmp_path: Path) -> None:
     """Nor does a bucket whose key boto3 finds in its own places: rclone isn't shown those."""
     assert rclone_copier(Settings(bucket=str(tmp_path))) is None
     assert rclone_copier(Settings(bucket="s3://photos", region="us-east-1")) is None
+
+
+def test_no_file_goes_up_under_a_name_that_is_no_datasets() -> None:
+    """One place holds it for every command: a watched folder's, too."""
+    store = MemoryStore()
+    with pytest.raises(JobInvalid, match="no possible name"):
+        drop_dataset(store, Path(), [Path("1.png")], name="portraits/zoe", moved=lambda _: None)
+    assert not [item for page in store.list("") for item in page.objects]

@@ -13,6 +13,7 @@ from handlers.train.command import drop_training
 from processor.cli import main
 from processor.cli.exits import UsageError
 from processor.errors import JobInvalid
+from processor.handler import Stores
 from processor.store.directory import DirectoryStore
 from tests.support.pictures import captioned
 from tests.support.training import DATASET, SETTINGS, Studio
@@ -40,7 +41,7 @@ def job(**more: Any) -> dict[str, Any]:
 
 def test_a_dropped_training_trains_the_newest_version(studio: Studio) -> None:
     """Without a version the pointer decides, at planning time."""
-    key, job_id = drop_training(studio.main, job(sweep={"rank": [2, 4]}))
+    key, job_id = drop_training(Stores.single(studio.main), job(sweep={"rank": [2, 4]}))
     assert key in studio.bench.keys("inbox/jobs/")
     studio.work()
     manifest = studio.manifest()
@@ -67,7 +68,7 @@ def test_a_training_that_can_not_be_is_refused_before_it_is_dropped(
 ) -> None:
     """With the field, and the nearest known name."""
     with pytest.raises(JobInvalid) as caught:
-        drop_training(studio.main, job(**changes))
+        drop_training(Stores.single(studio.main), job(**changes))
     assert names in str(caught.value)
     assert studio.bench.keys("inbox/") == []
 
@@ -84,6 +85,34 @@ def test_the_command_line_drops_a_training(
     dropped = studio.bench.read(json.loads(capsys.readouterr().out)["key"])
     assert dropped["settings"] == {"steps": 7, "lr": 0.001, "optimizer": "adamw"}
     assert dropped["sweep"] == {"rank": [2, 4]}
+
+
+def test_datasets_in_a_bucket_of_their_own_are_found(
+    studio: Studio, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every command, as by the machine; what is dropped goes to the main bucket all the same."""
+    monkeypatch.chdir(studio.root)
+    archive = studio.root / "archive"
+    archive.mkdir()
+    (studio.root / "bucket/datasets").rename(archive / "datasets")
+    monkeypatch.setenv("DROPBATCH_DATASETS_BUCKET", str(archive))
+    monkeypatch.setenv("DROPBATCH_WORK_DIR", str(studio.root / "here"))
+    path = studio.root / "again.json"
+    path.write_text(json.dumps(job()))
+
+    def said(*arguments: str) -> Any:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--json", "--bucket", str(studio.root / "bucket")])
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)
+
+    assert [each["name"] for each in said("datasets")] == [DATASET]
+    assert [facts["kind"] for facts in said("check", str(path))] == ["train"]
+    assert studio.bench.read(said("train", DATASET, "--preset", "sd15")["key"])["dataset"] == DATASET
+    for name, data in captioned(3).items():
+        studio.main.put(f"old/anna/{name}", data)
+    assert said("datasets", "import", "old/anna")["files"] == 6
+    assert "inbox/datasets/anna/_READY" in studio.bench.keys("inbox/")
 
 
 def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) -> None:
@@ -105,8 +134,16 @@ def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) ->
     }
 
 
-@pytest.mark.parametrize("folder", ["", "/", "nothing/here", "datasets/.hidden"])
+@pytest.mark.parametrize("folder", ["", "/", "nothing/here"])
 def test_what_can_not_be_imported_is_said(studio: Studio, folder: str) -> None:
     """An empty prefix would take in the whole bucket."""
     with pytest.raises(UsageError):
         import_folder(studio.main, folder)
+
+
+def test_an_import_needs_a_datasets_name(studio: Studio) -> None:
+    """As a drop does: another folder of the inbox is never looked at."""
+    studio.main.put("old/.hidden/a.png", b"x")
+    with pytest.raises(JobInvalid, match="no possible name"):
+        import_folder(studio.main, "old/.hidden")
+    assert studio.bench.keys("inbox/") == []

@@ -118,23 +118,27 @@ def rclone_copier(settings: Settings) -> Copier | None:
     environ = rclone.environment(endpoint_url=endpoint_url, region=region, key=key)
 
     def copy(folder: Path, names: list[str], prefix: str, moved: Moved) -> None:
-        done_bytes = 0
+        done_bytes, total_bytes = 0, sum((folder / name).stat().st_size for name in names)
 
-        def tell(stats: rclone.Stats) -> None:
+        def tell(sent_bytes: int) -> None:
             nonlocal done_bytes
-            moved(max(0, stats["bytes"] - done_bytes))
-            done_bytes = max(done_bytes, stats["bytes"])
+            # rclone counts what it sends again, too.
+            more_bytes = max(0, min(sent_bytes, total_bytes) - done_bytes)
+            done_bytes += more_bytes
+            moved(more_bytes)
 
         target = rclone.remote_path(settings.store_url, prefix)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as listed:
             listed.write("\n".join(names))
             listed.flush()
             command = [program, "copy", str(folder), target, *rclone.FLAGS, *_RCLONE_FLAGS]
-            stats = rclone.run([*command, "--files-from-raw", listed.name], environ, tell)
+            command += ["--files-from-raw", listed.name]
+            stats = rclone.run(command, environ, lambda stats: tell(stats["bytes"]))
         if stats["transfers"] != len(names):
             raise StoreUnavailable(
                 f"rclone sent {stats['transfers']} of {len(names)} files", where=prefix, mend="Drop it again."
             )
+        tell(total_bytes)
 
     return copy
 

@@ -18,7 +18,7 @@ from handlers.train.settings import TrainSettings
 from processor.datasets import is_dataset_name
 from processor.errors import JobInvalid
 from processor.expand import expand
-from processor.handler import PlanContext
+from processor.handler import PlanContext, Work
 from processor.layout import BASE_MODELS, dataset_latest_key, slug
 from processor.models import Model, Scalar, TrainJob
 from processor.pointers import read_pointer
@@ -36,8 +36,6 @@ class Run(Model):
 
     trainer_name: str
     """What the trainer calls it: the start of its files' names."""
-    lora: str
-    """The file's name once published, without suffix."""
     process: dict[str, Any]
     base: BaseModel
     dataset: str
@@ -48,9 +46,20 @@ class Run(Model):
     save_every: int = Field(ge=1)
     keep: int = Field(ge=1)
     publish: str
+    """The first part of the LoRA's name; see `lora_name`."""
+    lora: str | None = Field(default=None, exclude=True)
+    """Stands in earlier plans, and is not read: a retry of one would have its parent's name."""
     max_cost_usd: float | None = Field(default=None, exclude=True)
     """Stands in earlier plans, and is not read: what a run may cost comes with its work, so that a
     retry of a plan can be given more."""
+
+
+def lora_name(run: Run, work: Work) -> str:
+    """What a run's LoRA is called, without suffix: after the job that trains it.
+
+    Not part of the plan, which a retry runs again: two jobs' LoRAs never share a name.
+    """
+    return f"{run.publish}-{work.job_id[-8:]}" + (f"-{work.task.index:02d}" if work.shared["sweep"] else "")
 
 
 def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) -> Plan:
@@ -68,11 +77,9 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
     tasks = []
     for index, row in enumerate(rows):
         process, base = _config(job, preset, row, trigger)
-        lora = f"{publish}-{context.job_id[-8:]}" + (f"-{index:02d}" if len(rows) > 1 else "")
         config_hash = canonical_hash([process, base.name])
         run = Run(
             trainer_name=f"lora-{slug(publish)}",
-            lora=lora,
             process=process,
             base=base,
             dataset=dataset.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -371,6 +372,65 @@ def test_a_test_render_that_a_person_wrote_is_dropped_with_the_loras_name(studio
     studio.work()
     renders = [m for m in studio.bench.manifests() if (m.get("job") or {}).get("kind") == "render"]
     assert [m["job"]["overrides"]["lora"] for m in renders] == studio.loras()
+
+
+SAMPLE = {"kind": "render", "workflow": "mine", "overrides": {"lora": "{lora}"}}
+
+
+def rendered_loras(studio: Studio) -> list[str]:
+    """The LoRAs that test renders were dropped for, the oldest first."""
+    renders = [m for m in studio.bench.manifests() if (m.get("job") or {}).get("kind") == "render"]
+    return [m["job"]["overrides"]["lora"] for m in sorted(renders, key=lambda each: each["started_at"])]
+
+
+def retry(studio: Studio, parent: Manifest, tasks: str) -> Manifest:
+    """The manifest of a job that runs its parent's plan again, as `dropbatch retry` drops one."""
+    studio.bench.clock.advance(3600)
+    assert parent.job is not None
+    again = {name: value for name, value in parent.job.items() if name != "origin"}
+    studio.bench.drop({**again, "retry_of": parent.job_id, "retry_tasks": tasks}, "inbox/jobs/again.json")
+    studio.work()
+    return studio.manifests()[-1]
+
+
+@pytest.mark.parametrize("planned", ["now", "before names left the plan"])
+def test_a_retry_publishes_a_lora_of_its_own_beside_the_earlier_one(studio: Studio, planned: str) -> None:
+    """LoRAs of one rank have one size: under one name a whole GPU run would be lost, or lose another."""
+    studio.drop_dataset(sample=SAMPLE)
+    studio.work()
+    first, (old,) = studio.manifest(), studio.loras()
+    if planned != "now":
+        key = f"comfy_outputs/{first.job_id}/manifest.json"
+        record = studio.bench.read(key)
+        plan = record["plan"]
+        plan["tasks"][0]["payload"]["lora"] = old.removesuffix(".safetensors")
+        plan["shared"]["emit"][0]["overrides"]["lora"] = old
+        studio.main.put(key, json.dumps(record).encode())
+    before = studio.main.get(f"comfy_models/loras/{old}").body.read()
+    second = retry(studio, first, "all")
+    assert second.outcome is Outcome.DONE
+    new = f"{DATASET}-{second.job_id[-8:]}.safetensors"
+    assert set(studio.loras()) == {old, new}
+    assert studio.main.get(f"comfy_models/loras/{old}").body.read() == before
+    pointer = studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")
+    assert pointer["key"] == f"comfy_models/loras/{new}"
+    published = studio.main.get(pointer["key"]).body.read()
+    assert hashlib.sha256(published).hexdigest() == pointer["facts"]["sha256"]
+    assert rendered_loras(studio) == [old, new]
+
+
+def test_what_a_retry_copies_keeps_its_loras_name(studio: Studio) -> None:
+    """It is the same LoRA; the test render asks for it by the name that it has."""
+    studio.rescript(at={"8": "nan"}, always=True)
+    studio.drop_dataset(sweep={"steps": [6, 10]}, sample=SAMPLE)
+    studio.work()
+    first, (old,) = studio.manifest(), studio.loras()
+    assert first.outcome is Outcome.PARTIAL
+    studio.rescript()
+    second = retry(studio, first, "failed")
+    assert second.outcome is Outcome.DONE
+    assert set(studio.loras()) == {old, f"{DATASET}-{second.job_id[-8:]}-01.safetensors"}
+    assert rendered_loras(studio) == [old, old]
 
 
 def test_the_presets_own_test_render_is_dropped_for_its_own_base(studio: Studio) -> None:

@@ -15,7 +15,7 @@ from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
-from processor.records import Attempt, Plan, TaskResult, dump
+from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
 log = structlog.get_logger(__name__)
@@ -85,6 +85,21 @@ def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> d
     return copied
 
 
+def refuse_rehearsal(manifest: Manifest) -> None:
+    """A rehearsal's plan trains nothing and publishes nothing, so running it again leads nowhere.
+
+    Raises:
+        JobInvalid: it was one, with the command that trains.
+    """
+    shared = manifest.plan.shared if manifest.plan else {}
+    if shared.get("rehearsal"):
+        raise JobInvalid(
+            "it was a rehearsal, whose plan trains and publishes nothing",
+            where=manifest.job_id,
+            mend=f"Where AI_TOOLKIT_DIR is set, use `dropbatch train {shared.get('dataset')}`",
+        )
+
+
 def _election(job_id: str) -> str:
     return f"plan/{job_id}"
 
@@ -119,6 +134,7 @@ def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
             where=f"retry_of: {parent}",
             mend="`dropbatch status` lists the ids; a job that never got a plan is dropped again instead",
         )
+    refuse_rehearsal(manifest)
     return manifest.plan.model_copy(update={"job_id": job_id})
 
 

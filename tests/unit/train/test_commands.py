@@ -86,6 +86,21 @@ def test_the_command_line_drops_a_training(
     assert dropped["sweep"] == {"rank": [2, 4]}
 
 
+def test_the_command_line_does_not_retry_a_rehearsal(
+    studio: Studio, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said at once, with the command that trains; nothing is dropped."""
+    monkeypatch.chdir(studio.root)
+    studio.rehearsal = True
+    _, job_id = drop_training(studio.main, job())
+    studio.work()
+    with pytest.raises(SystemExit) as ended:
+        main(["retry", job_id, "--all", "--bucket", str(studio.root / "bucket")])
+    assert ended.value.code == 1
+    assert f"dropbatch train {DATASET}" in " ".join(capsys.readouterr().err.split())
+    assert studio.bench.keys("inbox/") == []
+
+
 def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) -> None:
     """An import is a drop like any other."""
     for name, data in captioned(4, first=30).items():

@@ -14,6 +14,7 @@ import pytest
 from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, Snapshot
 from handlers.train.weights import read_header
 from processor.errors import ErrorKind
+from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
 from tests.support.trainer import weights
@@ -324,6 +325,37 @@ def test_a_rehearsal_does_all_but_train_and_says_so_everywhere(tmp_path: Path) -
     assert studio.bench.keys("comfy_models/") == []
     page = studio.main.get(f"comfy_outputs/{manifest.job_id}/training.html").body.read().decode()
     assert "This was a rehearsal" in page
+
+
+def test_a_retry_of_a_rehearsal_is_refused_with_the_command_that_trains(tmp_path: Path) -> None:
+    """Its plan would train for hours and publish nothing."""
+    studio = Studio(tmp_path, rehearsal=True)
+    studio.drop_dataset()
+    studio.work()
+    studio.rehearsal = False
+    second = retry(studio, studio.manifest(), "all")
+    assert second.outcome is Outcome.INVALID
+    assert f"dropbatch train {DATASET}" in error_of(second)[1]
+    assert studio.trained() == []
+
+
+def test_a_plan_that_is_a_rehearsal_trains_nothing_where_a_trainer_is(studio: Studio) -> None:
+    """Another machine goes on with the plan that was elected: what it trained, nobody would publish."""
+    studio.rehearsal = True
+    studio.drop_dataset()
+    studio.work()
+    plan = studio.manifest().plan
+    assert plan is not None
+    folder = studio.root / "workdir"
+    folder.mkdir()
+    studio.rehearsal = False
+    handler = studio.machine().handlers["train"]
+    work = Work(
+        job_id=plan.job_id, attempt="2-x", kind="train", task=plan.tasks[0], shared=plan.shared, timeout_s=60
+    )
+    stores = Stores.single(studio.main)
+    context = TaskContext(folder, stores, Stop(), time.monotonic() + 60, lambda _: None)
+    assert handler.run(work, context).data["rehearsal"]
 
 
 def test_a_missing_base_model_names_where_to_put_it(studio: Studio) -> None:

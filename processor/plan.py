@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from processor.attempt import Trying
 from processor.commit import standing
 from processor.errors import JobInvalid, NotFound, StoreError, StoreUnavailable
-from processor.handler import PlanContext
+from processor.handler import Handler, PlanContext
 from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
 from processor.machine import Machine
@@ -19,6 +19,9 @@ from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
 log = structlog.get_logger(__name__)
+
+_SHOWN = 20
+"""Errors of a value's that are told, of as many as it may have."""
 
 
 def elect_plan(trying: Trying, job: JobBase) -> Plan:
@@ -85,6 +88,25 @@ def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> d
     return copied
 
 
+def planned(handler: Handler, job: JobBase, context: PlanContext) -> Plan:
+    """A handler's plan of a job; a value that no model of the handler's takes makes the job invalid.
+
+    It comes from the job and would be refused by every attempt, each of which would count.
+
+    Raises:
+        JobInvalid: as of `Handler.plan`, or naming the model's field.
+    Cost: the handler's own.
+    """
+    try:
+        return handler.plan(job, context)
+    except ValidationError as error:
+        log.warning("plan.not_valid", job_id=context.job_id, exc_info=error)
+        found = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_SHOWN]]
+        raise JobInvalid(
+            f"no plan can be made of this {job.kind} job ({found[0]})", where=context.drop_key, details=found
+        ) from error
+
+
 def refuse_rehearsal(manifest: Manifest) -> None:
     """A rehearsal's plan trains nothing and publishes nothing, so running it again leads nowhere.
 
@@ -122,7 +144,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
         now=machine.clock.now(),
         max_tasks=machine.policy.max_tasks,
     )
-    return handler.plan(job, context)
+    return planned(handler, job, context)
 
 
 def _parents(machine: Machine, parent: str, job_id: str) -> Plan:

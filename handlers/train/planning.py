@@ -88,7 +88,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             trigger=trigger,
             steps=process["train"]["steps"],
             save_every=process["save"]["save_every"],
-            keep=process["save"].setdefault("max_step_saves_to_keep", 4),
+            keep=process["save"]["max_step_saves_to_keep"],
             publish=publish,
         )
         tasks.append(

@@ -110,6 +110,7 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase,
     from processor.cli.job_files import graph_in_picture, read_limited
     from processor.config import resolve_handlers
     from processor.handler import PlanContext, Stores
+    from processor.plan import planned
     from processor.recurring import read_file
     from processor.store.directory import DirectoryStore
 
@@ -122,7 +123,8 @@ def _plan(path: Path, settings: Settings, store: Store | None) -> tuple[JobBase,
     stores = Stores.single(store or DirectoryStore(path.resolve().parent))
     handler = handlers[job.kind].configured(settings, stores)
     try:
-        plan: Plan = handler.plan(
+        plan: Plan = planned(
+            handler,
             job,
             PlanContext(
                 job_id=_JOB_ID,

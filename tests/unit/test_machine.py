@@ -13,11 +13,11 @@ import pytest
 from processor.dispatch import process
 from processor.errors import AccessDenied, ErrorKind, TaskFailed
 from processor.events import JobClaimed, JobReleased, JobSettled
-from processor.handler import Remedy, TaskContext, TaskOutput, Work
+from processor.handler import PlanContext, Remedy, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
 from processor.leases.protocol import Record
-from processor.models import RenderJob
-from processor.records import Manifest
+from processor.models import JobBase, RenderJob
+from processor.records import Manifest, Plan
 from processor.run import Wake, run
 from processor.store.memory import MemoryStore
 from processor.sweep import sweep
@@ -386,6 +386,21 @@ def test_success_emits_its_jobs_exactly_once_each(bench: Bench) -> None:
     (emitted,) = [manifest for manifest in manifests if "emitted" in manifest["drop"]["key"]]
     assert emitted["job"]["origin"]["name"] == "grid-1"
     assert finish(bench) == manifests
+
+
+def test_a_value_that_no_model_of_a_handlers_takes_makes_the_job_invalid(tmp_path: Path) -> None:
+    """The same bytes fail for ever: not an attempt lost after the other, and `dead` in the end."""
+
+    class Strict(ScriptedHandler):
+        def plan(self, job: JobBase, context: PlanContext) -> Plan:
+            plan = super().plan(job, context)
+            return Plan.model_validate({**plan.model_dump(), "tasks": [{"index": -1, "hash": ""}]})
+
+    bench = Bench(tmp_path, Strict())
+    bench.drop(render(1))
+    (manifest,) = finish(bench)
+    assert manifest["outcome"] == "invalid"
+    assert "tasks.0.index" in manifest["error"]["what"]
 
 
 def test_a_retry_copies_the_good_results_and_runs_the_failed(tmp_path: Path) -> None:

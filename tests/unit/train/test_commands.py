@@ -13,6 +13,7 @@ from handlers.train.command import drop_training
 from processor.cli import main
 from processor.cli.exits import UsageError
 from processor.errors import JobInvalid
+from processor.records import Outcome
 from processor.store.directory import DirectoryStore
 from tests.support.pictures import captioned
 from tests.support.training import DATASET, SETTINGS, Studio
@@ -46,6 +47,26 @@ def test_a_dropped_training_trains_the_newest_version(studio: Studio) -> None:
     manifest = studio.manifest()
     assert manifest.job_id == job_id
     assert len(studio.loras()) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "names"),
+    [
+        ("model", "FLUX", "config.process.model"),
+        ("save", {"max_step_saves_to_keep": 0}, "config.process.save.max_step_saves_to_keep"),
+    ],
+)
+def test_an_ill_formed_full_config_is_invalid_at_once(
+    studio: Studio, section: str, value: object, names: str
+) -> None:
+    """By its first attempt, not `dead` after the last."""
+    full = {"train": {"steps": 5}, "model": {"name_or_path": "tiny"}, section: value}
+    studio.bench.drop({"kind": "train", "dataset": DATASET, "config": full})
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.INVALID
+    assert manifest.error is not None
+    assert manifest.error.where == names
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RAW_SECONDS_PER_STEP: Final = 2.0
 _RAW_GPU: Final = "A100-80GB"
 _DAY_S: Final = 24 * 3600.0
+_NO_VERSION: Final = "0" * 16
+"""Of a dataset that is not at hand: only a plan on paper has it."""
 
 
 class Run(Model):
@@ -128,6 +130,8 @@ def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
     if not version:
         pointer = read_pointer(store, dataset_latest_key(name))
         if pointer is None:
+            if context.bucketless:
+                return _unseen(name, _NO_VERSION, context)
             raise JobInvalid(
                 f"there is no dataset {name!r}",
                 where="dataset",
@@ -137,9 +141,16 @@ def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
     if re.fullmatch(r"[0-9a-f]{16}", version) is None:
         raise JobInvalid(f"{version!r} is no version of a dataset: 16 hex digits", where="dataset")
     dataset = load_dataset(store, name, version)
+    if dataset is None and context.bucketless:
+        return _unseen(name, version, context)
     if dataset is None:
         raise JobInvalid(f"dataset {name!r} has no version {version}", where="dataset")
     return dataset
+
+
+def _unseen(name: str, version: str, context: PlanContext) -> Dataset:
+    """Stands for a dataset in the bucket, where none is at hand: without files."""
+    return Dataset(name=name, fingerprint=version, files=[], made_at=context.now)
 
 
 def _preset(job: TrainJob) -> Preset | None:
@@ -174,6 +185,8 @@ def _warnings(
     job: TrainJob, preset: Preset | None, dataset: Dataset, tasks: list[Task], settings: TrainSettings
 ) -> list[str]:
     found = []
+    if not dataset.files:  # an archived one has some
+        found.append(f"Dataset {job.dataset!r} is looked for in the bucket only with --bucket")
     if settings.rehearsal:
         found.append(
             "REHEARSAL: no trainer is configured (AI_TOOLKIT_DIR). All but the GPU step is done; "

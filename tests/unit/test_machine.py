@@ -398,7 +398,10 @@ def test_a_value_that_no_model_of_a_handlers_takes_makes_the_job_invalid(tmp_pat
 
     bench = Bench(tmp_path, Strict())
     bench.drop(render(1))
-    (manifest,) = finish(bench)
+    machine = bench.machine()
+    for claim in tick(machine, capacity=1).claims:
+        process(machine, claim)
+    (manifest,) = bench.manifests()
     assert manifest["outcome"] == "invalid"
     assert "tasks.0.index" in manifest["error"]["what"]
 

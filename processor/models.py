@@ -170,6 +170,10 @@ class RenderJob(JobBase):
     """Answer tasks from earlier manifests where graph, parameters and inputs are the same."""
 
 
+LORA_PLACEHOLDER = "{lora}"
+"""Stands for the LoRA's file name in a test render, until one is published."""
+
+
 class TrainJob(JobBase):
     """One training run, or a sweep of them."""
 

@@ -10,15 +10,18 @@ from pydantic import ValidationError
 from processor.attempt import Trying
 from processor.commit import standing
 from processor.errors import JobInvalid, NotFound, StoreError, StoreUnavailable
-from processor.handler import PlanContext
+from processor.handler import Handler, PlanContext
 from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
-from processor.records import Attempt, Plan, TaskResult, dump
+from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
 log = structlog.get_logger(__name__)
+
+_SHOWN = 20
+"""Errors of a value's that are told, of as many as it may have."""
 
 
 def elect_plan(trying: Trying, job: JobBase) -> Plan:
@@ -85,6 +88,40 @@ def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> d
     return copied
 
 
+def planned(handler: Handler, job: JobBase, context: PlanContext) -> Plan:
+    """A handler's plan of a job; a value that no model of the handler's takes makes the job invalid.
+
+    It comes from the job and would be refused by every attempt, each of which would count.
+
+    Raises:
+        JobInvalid: as of `Handler.plan`, or naming the model's field.
+    Cost: the handler's own.
+    """
+    try:
+        return handler.plan(job, context)
+    except ValidationError as error:
+        log.warning("plan.not_valid", job_id=context.job_id, exc_info=error)
+        found = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_SHOWN]]
+        raise JobInvalid(
+            f"no plan can be made of this {job.kind} job ({found[0]})", where=context.drop_key, details=found
+        ) from error
+
+
+def refuse_rehearsal(manifest: Manifest) -> None:
+    """A rehearsal's plan trains nothing and publishes nothing, so running it again leads nowhere.
+
+    Raises:
+        JobInvalid: it was one, with the command that trains.
+    """
+    shared = manifest.plan.shared if manifest.plan else {}
+    if shared.get("rehearsal"):
+        raise JobInvalid(
+            "it was a rehearsal, whose plan trains and publishes nothing",
+            where=manifest.job_id,
+            mend=f"Where AI_TOOLKIT_DIR is set, use `dropbatch train {shared.get('dataset')}`",
+        )
+
+
 def _election(job_id: str) -> str:
     return f"plan/{job_id}"
 
@@ -107,7 +144,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
         now=machine.clock.now(),
         max_tasks=machine.policy.max_tasks,
     )
-    return handler.plan(job, context)
+    return planned(handler, job, context)
 
 
 def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
@@ -119,6 +156,7 @@ def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
             where=f"retry_of: {parent}",
             mend="`dropbatch status` lists the ids; a job that never got a plan is dropped again instead",
         )
+    refuse_rehearsal(manifest)
     return manifest.plan.model_copy(update={"job_id": job_id})
 
 

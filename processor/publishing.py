@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from processor.dropping import drop
 from processor.errors import NotFound, StoreError
 from processor.layout import COMFY_MODELS, training_page_key
 from processor.machine import Machine
-from processor.models import Job
+from processor.models import LORA_PLACEHOLDER, Job
 from processor.pointers import Pointer, advance
 from processor.records import Manifest, Outcome, OutputFile, TaskResult
 from processor.store import Store
@@ -46,15 +47,40 @@ def published(machine: Machine, manifest: Manifest) -> None:
         return
     best, file = min(done, key=lambda each: (each[0].data.get("loss_level") or 0.0, each[0].index))
     advance(machine, machine.stores.models, latest_key(manifest), _pointer(manifest, best, file))
-    first_done = manifest.tasks[0].status == "done"
-    for job in manifest.plan.shared.get("emit", []) if first_done else []:
-        drop(machine, _JOB.validate_python(job), parent=manifest.job_id, name="lora-test")
+    for job in _test_renders(manifest):
+        drop(machine, job, parent=manifest.job_id, name="lora-test")
 
 
 def latest_key(manifest: Manifest) -> str:
     """The pointer object of a training's published name."""
     shared: dict[str, Any] = manifest.plan.shared if manifest.plan else {}
     return f"{LORAS}{shared['publish']}.latest.json"
+
+
+def _test_renders(manifest: Manifest) -> list[Job]:
+    """What shows the first run's LoRA, with its name wherever one is asked for.
+
+    It is the name in the run's result, not one made of the job's id: a retry's good results are
+    copies, and their LoRAs keep the names under which they are known.
+    """
+    plan, file = manifest.plan, _lora(manifest.tasks[0])
+    if plan is None or file is None:
+        return []
+    names = {LORA_PLACEHOLDER: file.name}
+    if stem := plan.tasks[0].payload.get("lora"):  # an earlier plan, which names its own job's
+        names[str(stem)] = file.name.removesuffix(".safetensors")
+    return [_JOB.validate_python(_renamed(job, names)) for job in plan.shared.get("emit", [])]
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if isinstance(value, str):
+        for name, given in names.items():
+            value = value.replace(name, given)
+    return value
 
 
 def _lora(result: TaskResult) -> OutputFile | None:
@@ -65,7 +91,7 @@ def _lora(result: TaskResult) -> OutputFile | None:
 
 
 def _publish(main: Store, models: Store, file: OutputFile) -> None:
-    """Put a LoRA where ComfyUI finds it; its name has the job's id, so it never changes."""
+    """Put a LoRA where ComfyUI finds it; it is named after the job that trained it, and never changes."""
     target = LORAS + file.name
     try:
         if models.stat(target).size_bytes == file.size_bytes:

@@ -133,6 +133,13 @@ _MAX_TEXT: Final = 2_000
 _MAX_LIST: Final = 64
 _MAX_STEPS: Final = 200_000
 
+_COUNTS: Final = (
+    ("train", "steps", None, _MAX_STEPS),
+    ("save", "save_every", 250, _MAX_STEPS),
+    ("save", "max_step_saves_to_keep", 4, 100),
+)
+"""Section, key, default and bound of what a run can't do without; one bound for presets and full configs."""
+
 _PATHS: Final[dict[str, tuple[str, ...]]] = {
     "steps": ("train", "steps"),
     "lr": ("train", "lr"),
@@ -181,15 +188,15 @@ def raw_process(config: Mapping[str, Any], changes: Mapping[str, Scalar], *, tri
             section = section.setdefault(key, {})
         section[path[-1]] = value
     clean = _allowed(clean, _ALLOWED, "")
-    for section, key, default in (("train", "steps", None), ("save", "save_every", 250)):
+    for section, key, default, most in _COUNTS:
         value = clean.setdefault(section, {}).setdefault(key, default)
-        if not isinstance(value, int) or not 0 < value <= _MAX_STEPS:
-            raise JobInvalid(f"1 to {_MAX_STEPS:,}", where=f"config.process.{section}.{key}")
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise JobInvalid(f"1 to {most:,}", where=f"config.process.{section}.{key}")
     clean["type"] = "sd_trainer"
     clean["save"].update({"push_to_hub": False})
     clean.setdefault("network", {}).setdefault("type", "lora")
     datasets = clean.setdefault("datasets", [{}])
-    clean["datasets"] = datasets[:1] if isinstance(datasets, list) else [datasets]
+    clean["datasets"] = (datasets[:1] or [{}]) if isinstance(datasets, list) else [datasets]
     return _finished(clean, trigger)
 
 
@@ -199,8 +206,10 @@ def raw_base(config: Mapping[str, Any]) -> BaseModel:
     Raises:
         JobInvalid: a path, or a repository that no preset knows.
     """
-    name = _only_process(config).get("model", {}).get("name_or_path")
-    where = "config.process.model.name_or_path"
+    model = _only_process(config).get("model", {})
+    if not isinstance(model, Mapping):
+        raise JobInvalid(f"an object is wanted, not {model!r:.60}", where="config.process.model")
+    name, where = model.get("name_or_path"), "config.process.model.name_or_path"
     if not isinstance(name, str) or not name:
         raise JobInvalid("a full config names its base model", where=where)
     for preset_name in preset_files():
@@ -255,6 +264,8 @@ def _allowed(value: Any, rule: Any, path: str) -> Any:
     where = f"config.process.{path}" if path else "config.process"
     if isinstance(rule, dict):
         if isinstance(value, list) and path == "datasets":
+            if any(isinstance(item, list) for item in value):
+                raise JobInvalid("a list of objects is wanted, not of lists", where=where)
             return [_allowed(item, rule, path) for item in value[:_MAX_LIST]]
         if not isinstance(value, dict):
             raise JobInvalid(f"an object is wanted, not {value!r:.60}", where=where)

@@ -22,7 +22,7 @@ from handlers.train.checkpoints import (
 from handlers.train.config import to_yaml
 from handlers.train.curve import Curve
 from handlers.train.dataset_copy import copy_dataset
-from handlers.train.planning import Run
+from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
 from handlers.train.settings import TrainSettings
@@ -111,7 +111,8 @@ class Training:
             child.stop(self._settings.stop_grace_s)
         self._hand_over(uploader)
         uploader.close(_DRAIN_S)
-        results = Results(self._run, self._curve, self._checkpoints, self._context.workdir / "results")
+        name, folder = lora_name(self._run, self._work), self._context.workdir / "results"
+        results = Results(self._run, self._curve, self._checkpoints, folder, name=name)
         return results.output(
             weights,
             samples=self._folder / "samples",

@@ -51,7 +51,8 @@ class TrainHandler:
             self._bases.ensure(stores.models, Run.model_validate(base).base)
 
     def run(self, work: Work, context: TaskContext) -> TaskOutput:
-        if self._settings.rehearsal:
+        # A plan made as a rehearsal stays one on every machine: what it trained, it would not publish.
+        if self._settings.rehearsal or work.shared.get("rehearsal"):
             return rehearse(work, context)
         return Training(self._settings, self._bases, work, context).run()
 

@@ -18,7 +18,7 @@ from handlers.train.settings import TrainSettings
 from processor.datasets import is_dataset_name
 from processor.errors import JobInvalid
 from processor.expand import expand
-from processor.handler import PlanContext
+from processor.handler import PlanContext, Work
 from processor.layout import BASE_MODELS, dataset_latest_key, slug
 from processor.models import Model, Scalar, TrainJob
 from processor.pointers import read_pointer
@@ -29,6 +29,8 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RAW_SECONDS_PER_STEP: Final = 2.0
 _RAW_GPU: Final = "A100-80GB"
 _DAY_S: Final = 24 * 3600.0
+_NO_VERSION: Final = "0" * 16
+"""Of a dataset that is not at hand: only a plan on paper has it."""
 
 
 class Run(Model):
@@ -36,8 +38,6 @@ class Run(Model):
 
     trainer_name: str
     """What the trainer calls it: the start of its files' names."""
-    lora: str
-    """The file's name once published, without suffix."""
     process: dict[str, Any]
     base: BaseModel
     dataset: str
@@ -48,9 +48,20 @@ class Run(Model):
     save_every: int = Field(ge=1)
     keep: int = Field(ge=1)
     publish: str
+    """The first part of the LoRA's name; see `lora_name`."""
+    lora: str | None = Field(default=None, exclude=True)
+    """Stands in earlier plans, and is not read: a retry of one would have its parent's name."""
     max_cost_usd: float | None = Field(default=None, exclude=True)
     """Stands in earlier plans, and is not read: what a run may cost comes with its work, so that a
     retry of a plan can be given more."""
+
+
+def lora_name(run: Run, work: Work) -> str:
+    """What a run's LoRA is called, without suffix: after the job that trains it.
+
+    Not part of the plan, which a retry runs again: two jobs' LoRAs never share a name.
+    """
+    return f"{run.publish}-{work.job_id[-8:]}" + (f"-{work.task.index:02d}" if work.shared["sweep"] else "")
 
 
 def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) -> Plan:
@@ -68,11 +79,9 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
     tasks = []
     for index, row in enumerate(rows):
         process, base = _config(job, preset, row, trigger)
-        lora = f"{publish}-{context.job_id[-8:]}" + (f"-{index:02d}" if len(rows) > 1 else "")
         config_hash = canonical_hash([process, base.name])
         run = Run(
             trainer_name=f"lora-{slug(publish)}",
-            lora=lora,
             process=process,
             base=base,
             dataset=dataset.name,
@@ -81,7 +90,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             trigger=trigger,
             steps=process["train"]["steps"],
             save_every=process["save"]["save_every"],
-            keep=process["save"].setdefault("max_step_saves_to_keep", 4),
+            keep=process["save"]["max_step_saves_to_keep"],
             publish=publish,
         )
         tasks.append(
@@ -121,6 +130,8 @@ def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
     if not version:
         pointer = read_pointer(store, dataset_latest_key(name))
         if pointer is None:
+            if context.bucketless:
+                return _unseen(name, _NO_VERSION, context)
             raise JobInvalid(
                 f"there is no dataset {name!r}",
                 where="dataset",
@@ -130,9 +141,16 @@ def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
     if re.fullmatch(r"[0-9a-f]{16}", version) is None:
         raise JobInvalid(f"{version!r} is no version of a dataset: 16 hex digits", where="dataset")
     dataset = load_dataset(store, name, version)
+    if dataset is None and context.bucketless:
+        return _unseen(name, version, context)
     if dataset is None:
         raise JobInvalid(f"dataset {name!r} has no version {version}", where="dataset")
     return dataset
+
+
+def _unseen(name: str, version: str, context: PlanContext) -> Dataset:
+    """Stands for a dataset in the bucket, where none is at hand: without files."""
+    return Dataset(name=name, fingerprint=version, files=[], made_at=context.now)
 
 
 def _preset(job: TrainJob) -> Preset | None:
@@ -167,6 +185,8 @@ def _warnings(
     job: TrainJob, preset: Preset | None, dataset: Dataset, tasks: list[Task], settings: TrainSettings
 ) -> list[str]:
     found = []
+    if not dataset.files:  # an archived one has some
+        found.append(f"Dataset {job.dataset!r} is looked for in the bucket only with --bucket")
     if settings.rehearsal:
         found.append(
             "REHEARSAL: no trainer is configured (AI_TOOLKIT_DIR). All but the GPU step is done; "

@@ -64,10 +64,17 @@ def finished_weights(folder: Path, run: Run) -> Path:
 
 
 class Results:
-    """The files of a finished run."""
+    """The files of a finished run.
 
-    def __init__(self, run: Run, curve: Curve, checkpoints: CheckpointStore, folder: Path) -> None:
+    Args:
+        name: of the LoRA, without suffix.
+    """
+
+    def __init__(
+        self, run: Run, curve: Curve, checkpoints: CheckpointStore, folder: Path, *, name: str
+    ) -> None:
         self._run = run
+        self._name = name
         self._curve = curve
         self._checkpoints = checkpoints
         self._folder = folder
@@ -84,13 +91,13 @@ class Results:
         log: str,
     ) -> TaskOutput:
         run, curve = self._run, self._curve
-        lora = self._folder / f"{run.lora}.safetensors"
+        lora = self._folder / f"{self._name}.safetensors"
         add_metadata(weights, lora, self._metadata())
         files = [LocalFile(lora, lora.name, "application/octet-stream")]
         points = curve.points
         if points:
             chart = self._folder / "loss.png"
-            draw_curve(points, chart, title=f"{run.lora}: loss over {run.steps} steps")
+            draw_curve(points, chart, title=f"{self._name}: loss over {run.steps} steps")
             files.append(LocalFile(chart, chart.name, "image/png"))
         files += self._samples(samples)
         files.append(self._text("config.yaml", self._config(), "application/yaml"))
@@ -125,7 +132,7 @@ class Results:
         arch = str(run.process["model"].get("arch", ""))
         found = {
             "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.title": run.lora,
+            "modelspec.title": self._name,
             "modelspec.architecture": f"{_ARCHITECTURES.get(arch, arch)}/lora",
             "modelspec.trigger_phrase": run.trigger,
             "dropbatch.version": VERSION,

@@ -6,11 +6,8 @@ from importlib import resources
 from typing import Any, Final
 
 from handlers.train.presets import Preset
-from processor.models import Matrix, RenderJob, SeedRange, TrainJob
+from processor.models import LORA_PLACEHOLDER, Matrix, RenderJob, SeedRange, TrainJob
 from processor.records import Task
-
-LORA: Final = "{lora}"
-"""Stands for the LoRA's file name in a test render that a person wrote."""
 
 _SEEDS: Final = SeedRange(start=1, count=3)
 
@@ -18,15 +15,16 @@ _SEEDS: Final = SeedRange(start=1, count=3)
 def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) -> list[dict[str, Any]]:
     """The render jobs to drop once the LoRA is published, as JSON; at most one.
 
+    `LORA_PLACEHOLDER` stands in them for its file, which is named after the job that trains it.
+
     The preset's own is emitted only if its workflow is among the ready ones, and only for
     the preset's own base model: on another one it would show something else.
 
     Args:
         task: the run whose LoRA is tested, the first of a sweep.
     """
-    file = f"{task.payload['lora']}.safetensors"
     if isinstance(job.sample, RenderJob):
-        return [_with_lora(job.sample.model_dump(mode="json", exclude_defaults=True), file)]
+        return [job.sample.model_dump(mode="json", exclude_defaults=True)]
     wanted = preset.test_render if preset is not None and job.sample else None
     own_base = preset is not None and task.payload["base"]["name"] == preset.base.name
     if wanted is None or not own_base or not has_workflow(wanted.workflow):
@@ -37,9 +35,9 @@ def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) 
     }
     render = RenderJob(
         kind="render",
-        name=f"{task.payload['lora']} test",
+        name=f"{LORA_PLACEHOLDER} test",
         workflow=wanted.workflow,
-        overrides={**texts, "lora": file},
+        overrides={**texts, "lora": LORA_PLACEHOLDER},
         matrix=Matrix(product={"strength": [0.0, 1.0]}),
         seeds=_SEEDS,
     )
@@ -49,12 +47,3 @@ def test_render(job: TrainJob, preset: Preset | None, task: Task, trigger: str) 
 def has_workflow(name: str) -> bool:
     """Whether a ready workflow of this name is installed."""
     return (resources.files("workflows") / "render" / f"{name}.json").is_file()
-
-
-def _with_lora(value: Any, file: str) -> Any:
-    """A job with the LoRA's name wherever it asks for it."""
-    if isinstance(value, dict):
-        return {key: _with_lora(item, file) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_lora(item, file) for item in value]
-    return value.replace(LORA, file) if isinstance(value, str) else value

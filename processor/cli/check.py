@@ -113,6 +113,7 @@ def _plan(path: Path, settings: Settings, at_hand: Stores | None) -> tuple[JobBa
     from processor.cli.job_files import graph_in_picture, read_limited
     from processor.config import resolve_handlers
     from processor.handler import PlanContext, Stores
+    from processor.plan import planned
     from processor.recurring import read_file
     from processor.store.directory import DirectoryStore
 
@@ -125,7 +126,8 @@ def _plan(path: Path, settings: Settings, at_hand: Stores | None) -> tuple[JobBa
     stores = at_hand or Stores.single(DirectoryStore(path.resolve().parent))
     handler = handlers[job.kind].configured(settings, stores)
     try:
-        plan: Plan = handler.plan(
+        plan: Plan = planned(
+            handler,
             job,
             PlanContext(
                 job_id=_JOB_ID,

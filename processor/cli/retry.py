@@ -35,6 +35,7 @@ def command(
     from processor.cli.uploads import new_key
     from processor.gallery import job_name
     from processor.layout import JOBS, job_id, slug
+    from processor.plan import refuse_rehearsal
 
     store = open_main(load_settings(config, bucket, endpoint_url))
     parent = find_job(store, job)
@@ -43,6 +44,7 @@ def command(
         raise NoSuchJob("has not finished yet", where=parent, mend="`dropbatch status` shows how far it is")
     if manifest.job is None or manifest.plan is None:
         raise JobInvalid("never became tasks that could be tried again", where=parent, mend="Drop it anew")
+    refuse_rehearsal(manifest)
     done = sum(result.status == "done" for result in manifest.tasks)
     if not all_tasks and done == len(manifest.plan.tasks):
         raise JobInvalid("none of its tasks failed", where=parent, mend="--all runs every task again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from handlers.train.checkpoints import WEIGHTS, CheckpointStore, Snapshot
 from handlers.train.dataset_copy import copy_dataset
 from handlers.train.handler import TrainHandler
-from handlers.train.planning import Run
+from handlers.train.planning import Run, lora_name
 from handlers.train.settings import TrainSettings
 from processor.handler import LocalFile, PlanContext, TaskContext, TaskOutput, Work
 from processor.layout import execution_prefix
@@ -63,7 +63,7 @@ class SimTrainer:
             folder.mkdir()
             (folder / WEIGHTS).write_bytes(weights(step, value=value))
             kept.upload(Snapshot(step, folder))
-        lora = context.workdir / f"{run.lora}.safetensors"
+        lora = context.workdir / f"{lora_name(run, work)}.safetensors"
         lora.write_bytes(weights(STEPS, value=value))
         data = {
             "lora": lora.name,

@@ -103,6 +103,26 @@ def test_a_graph_for_another_machine_is_told_of(rendering: Dropbatch, job_file: 
     assert facts["cost"]
 
 
+def test_a_training_is_checked_without_the_bucket_that_has_its_dataset(
+    dropbatch: Dropbatch, tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the dataset, and that is said; with a bucket, a dataset that it lacks is an error."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", json.dumps({"train": "handlers.train:TrainHandler"}))
+    path = tmp_path / "zoe.json"
+    for dataset in ("zoe", "zoe/0123456789abcdef"):
+        path.write_text(json.dumps({"dataset": dataset, "preset": "sdxl", "sweep": {"rank": [8, 16]}}))
+        [facts] = dropbatch("check", path, "--json").json
+        assert facts["valid"], facts
+        assert facts["tasks"] == 2
+        assert f"Dataset '{dataset}' is looked for in the bucket only with --bucket" in facts["warnings"]
+        [facts] = dropbatch("check", path, "--json", "--bucket", bucket).json
+        assert not facts["valid"]
+        assert facts["error"]["where"] == "dataset"
+    path.write_text(json.dumps({"dataset": "zoe", "settings": {"stepz": 3}}))
+    [facts] = dropbatch("check", path, "--json").json
+    assert "Did you mean 'steps'?" in facts["error"]["what"]
+
+
 def test_a_buckets_machine_says_which_nodes_it_has(
     rendering: Dropbatch, job_file: JobFile, bucket: Path
 ) -> None:

@@ -14,6 +14,7 @@ from processor.cli import main
 from processor.cli.exits import UsageError
 from processor.errors import JobInvalid
 from processor.handler import Stores
+from processor.records import Outcome
 from processor.store.directory import DirectoryStore
 from tests.support.pictures import captioned
 from tests.support.training import DATASET, SETTINGS, Studio
@@ -47,6 +48,26 @@ def test_a_dropped_training_trains_the_newest_version(studio: Studio) -> None:
     manifest = studio.manifest()
     assert manifest.job_id == job_id
     assert len(studio.loras()) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "names"),
+    [
+        ("model", "FLUX", "config.process.model"),
+        ("save", {"max_step_saves_to_keep": 0}, "config.process.save.max_step_saves_to_keep"),
+    ],
+)
+def test_an_ill_formed_full_config_is_invalid_at_once(
+    studio: Studio, section: str, value: object, names: str
+) -> None:
+    """By its first attempt, not `dead` after the last."""
+    full = {"train": {"steps": 5}, "model": {"name_or_path": "tiny"}, section: value}
+    studio.bench.drop({"kind": "train", "dataset": DATASET, "config": full})
+    studio.work()
+    manifest = studio.manifest()
+    assert manifest.outcome is Outcome.INVALID
+    assert manifest.error is not None
+    assert manifest.error.where == names
 
 
 @pytest.mark.parametrize(
@@ -113,6 +134,21 @@ def test_datasets_in_a_bucket_of_their_own_are_found(
         studio.main.put(f"old/anna/{name}", data)
     assert said("datasets", "import", "old/anna")["files"] == 6
     assert "inbox/datasets/anna/_READY" in studio.bench.keys("inbox/")
+
+
+def test_the_command_line_does_not_retry_a_rehearsal(
+    studio: Studio, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said at once, with the command that trains; nothing is dropped."""
+    monkeypatch.chdir(studio.root)
+    studio.rehearsal = True
+    _, job_id = drop_training(Stores.single(studio.main), job())
+    studio.work()
+    with pytest.raises(SystemExit) as ended:
+        main(["retry", job_id, "--all", "--bucket", str(studio.root / "bucket")])
+    assert ended.value.code == 1
+    assert f"dropbatch train {DATASET}" in " ".join(capsys.readouterr().err.split())
+    assert studio.bench.keys("inbox/") == []
 
 
 def test_a_folder_of_the_bucket_is_taken_in_and_left_as_it_is(studio: Studio) -> None:

@@ -86,6 +86,8 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("train.steps", True, "int"),
         ("train.steps", 0, "steps"),
         ("train.steps", 10**9, "steps"),
+        ("save.max_step_saves_to_keep", 0, "config.process.save.max_step_saves_to_keep: 1 to 100"),
+        ("save.max_step_saves_to_keep", 101, "config.process.save.max_step_saves_to_keep: 1 to 100"),
         ("train.optimizer", "${HOME}", "optimizer"),
         ("train.optimizer", "/bin/sh", "plain word"),
         ("trigger_word", "${AWS_SECRET_ACCESS_KEY}", "${"),
@@ -97,6 +99,7 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("model.assistant_lora_path", "x", "not allowed"),
         ("datasets.mask_path", "/etc", "not allowed"),
         ("datasets", "everything", "object"),
+        ("datasets", [[{}]], "config.process.datasets: a list of objects"),
         ("type", "custom_trainer", "sd_trainer"),
         ("extension_path", "/opt/x", "not allowed"),
     ],
@@ -116,6 +119,13 @@ def test_a_base_model_is_a_presets_or_a_folder_in_the_bucket(name: str) -> None:
     with pytest.raises(JobInvalid):
         own_base(name, where="x")
     assert own_base("my-model.v2", where="x").repo is None
+
+
+@pytest.mark.parametrize("model", ["FLUX", None, [], 7])
+def test_a_model_section_that_is_none_is_named(model: object) -> None:
+    """As everywhere else in a full config: by its path."""
+    with pytest.raises(JobInvalid, match=r"config\.process\.model: an object is wanted"):
+        raw_base(changed("model", model))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, Snapshot
 from handlers.train.weights import read_header
 from processor.errors import ErrorKind
+from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
 from tests.support.trainer import weights
@@ -325,6 +327,37 @@ def test_a_rehearsal_does_all_but_train_and_says_so_everywhere(tmp_path: Path) -
     assert "This was a rehearsal" in page
 
 
+def test_a_retry_of_a_rehearsal_is_refused_with_the_command_that_trains(tmp_path: Path) -> None:
+    """Its plan would train for hours and publish nothing."""
+    studio = Studio(tmp_path, rehearsal=True)
+    studio.drop_dataset()
+    studio.work()
+    studio.rehearsal = False
+    second = retry(studio, studio.manifest(), "all")
+    assert second.outcome is Outcome.INVALID
+    assert f"dropbatch train {DATASET}" in error_of(second)[1]
+    assert studio.trained() == []
+
+
+def test_a_plan_that_is_a_rehearsal_trains_nothing_where_a_trainer_is(studio: Studio) -> None:
+    """Another machine goes on with the plan that was elected: what it trained, nobody would publish."""
+    studio.rehearsal = True
+    studio.drop_dataset()
+    studio.work()
+    plan = studio.manifest().plan
+    assert plan is not None
+    folder = studio.root / "workdir"
+    folder.mkdir()
+    studio.rehearsal = False
+    handler = studio.machine().handlers["train"]
+    work = Work(
+        job_id=plan.job_id, attempt="2-x", kind="train", task=plan.tasks[0], shared=plan.shared, timeout_s=60
+    )
+    stores = Stores.single(studio.main)
+    context = TaskContext(folder, stores, Stop(), time.monotonic() + 60, lambda _: None)
+    assert handler.run(work, context).data["rehearsal"]
+
+
 def test_a_missing_base_model_names_where_to_put_it(studio: Studio) -> None:
     """Before a GPU is rented: the model is looked for first."""
     studio.drop_dataset(settings={**SETTINGS, "base_model": "nowhere"})
@@ -371,6 +404,65 @@ def test_a_test_render_that_a_person_wrote_is_dropped_with_the_loras_name(studio
     studio.work()
     renders = [m for m in studio.bench.manifests() if (m.get("job") or {}).get("kind") == "render"]
     assert [m["job"]["overrides"]["lora"] for m in renders] == studio.loras()
+
+
+SAMPLE = {"kind": "render", "workflow": "mine", "overrides": {"lora": "{lora}"}}
+
+
+def rendered_loras(studio: Studio) -> list[str]:
+    """The LoRAs that test renders were dropped for, the oldest first."""
+    renders = [m for m in studio.bench.manifests() if (m.get("job") or {}).get("kind") == "render"]
+    return [m["job"]["overrides"]["lora"] for m in sorted(renders, key=lambda each: each["started_at"])]
+
+
+def retry(studio: Studio, parent: Manifest, tasks: str) -> Manifest:
+    """The manifest of a job that runs its parent's plan again, as `dropbatch retry` drops one."""
+    studio.bench.clock.advance(3600)
+    assert parent.job is not None
+    again = {name: value for name, value in parent.job.items() if name != "origin"}
+    studio.bench.drop({**again, "retry_of": parent.job_id, "retry_tasks": tasks}, "inbox/jobs/again.json")
+    studio.work()
+    return studio.manifests()[-1]
+
+
+@pytest.mark.parametrize("planned", ["now", "before names left the plan"])
+def test_a_retry_publishes_a_lora_of_its_own_beside_the_earlier_one(studio: Studio, planned: str) -> None:
+    """LoRAs of one rank have one size: under one name a whole GPU run would be lost, or lose another."""
+    studio.drop_dataset(sample=SAMPLE)
+    studio.work()
+    first, (old,) = studio.manifest(), studio.loras()
+    if planned != "now":
+        key = f"comfy_outputs/{first.job_id}/manifest.json"
+        record = studio.bench.read(key)
+        plan = record["plan"]
+        plan["tasks"][0]["payload"]["lora"] = old.removesuffix(".safetensors")
+        plan["shared"]["emit"][0]["overrides"]["lora"] = old
+        studio.main.put(key, json.dumps(record).encode())
+    before = studio.main.get(f"comfy_models/loras/{old}").body.read()
+    second = retry(studio, first, "all")
+    assert second.outcome is Outcome.DONE
+    new = f"{DATASET}-{second.job_id[-8:]}.safetensors"
+    assert set(studio.loras()) == {old, new}
+    assert studio.main.get(f"comfy_models/loras/{old}").body.read() == before
+    pointer = studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")
+    assert pointer["key"] == f"comfy_models/loras/{new}"
+    published = studio.main.get(pointer["key"]).body.read()
+    assert hashlib.sha256(published).hexdigest() == pointer["facts"]["sha256"]
+    assert rendered_loras(studio) == [old, new]
+
+
+def test_what_a_retry_copies_keeps_its_loras_name(studio: Studio) -> None:
+    """It is the same LoRA; the test render asks for it by the name that it has."""
+    studio.rescript(at={"8": "nan"}, always=True)
+    studio.drop_dataset(sweep={"steps": [6, 10]}, sample=SAMPLE)
+    studio.work()
+    first, (old,) = studio.manifest(), studio.loras()
+    assert first.outcome is Outcome.PARTIAL
+    studio.rescript()
+    second = retry(studio, first, "failed")
+    assert second.outcome is Outcome.DONE
+    assert set(studio.loras()) == {old, f"{DATASET}-{second.job_id[-8:]}-01.safetensors"}
+    assert rendered_loras(studio) == [old, old]
 
 
 def test_the_presets_own_test_render_is_dropped_for_its_own_base(studio: Studio) -> None:

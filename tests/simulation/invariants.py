@@ -95,7 +95,7 @@ def one_emission_one_job(schedule: Schedule) -> Iterator[str]:
     for job in schedule.watch.manifests:
         manifest = schedule.watch.manifest(job)
         assert manifest is not None
-        if manifest["outcome"] == "done":
+        if manifest["outcome"] == "done" or job in overwritten(schedule):
             asked = (manifest.get("job") or {}).get("on_success", [])
             into = excused if job in overwritten(schedule) else wanted
             into |= {
@@ -196,10 +196,12 @@ def nights_are_told_truly(schedule: Schedule) -> Iterator[str]:
 
 def overwritten(schedule: Schedule) -> set[str]:
     """Jobs whose drop its user replaced on a store without versions: of such a drop nothing is
-    left that a later tick could find. docs/reliability.md says what then is not promised."""
+    left that a later tick could find; and those whose manifest a closed laptop replaced after a
+    lease store was wiped. docs/reliability.md says what then is not promised."""
     if schedule.bucket.versions:
-        return set()
-    return {upload.job_id for upload in schedule.watch.uploads if upload.replaced_at is not None}
+        return schedule.watch.replaced
+    users = {upload.job_id for upload in schedule.watch.uploads if upload.replaced_at is not None}
+    return schedule.watch.replaced | users
 
 
 AT_REST: tuple[Invariant, ...] = (

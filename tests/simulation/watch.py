@@ -64,7 +64,10 @@ class Watch:
     """When that was written."""
     uploads: list[Upload] = field(default_factory=list)
     manifests: dict[str, bytes] = field(default_factory=dict)
-    """The first bytes that stood as each job's manifest."""
+    """The first bytes that stood as each job's manifest; what replaced them, where that is not
+    promised never to happen."""
+    replaced: set[str] = field(default_factory=set)
+    """Jobs of which that happened."""
     stood_at: dict[str, float] = field(default_factory=dict)
     writers: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
@@ -209,8 +212,13 @@ class Watch:
         if name == "manifest.json":
             if actor is not None and not self.rules(actor.process):
                 self.violated("foreign authority commits nothing", job)
-            if self.manifests.setdefault(job, data) != data and not self._unaware(actor, data):
-                self.violated("one outcome a drop", f"two manifests stood for {job}")
+            if self.manifests.setdefault(job, data) != data:
+                if self._unaware(actor, data):
+                    self.replaced.add(job)
+                    self.manifests[job] = data
+                    self._parsed.pop(job, None)
+                else:
+                    self.violated("one outcome a drop", f"two manifests stood for {job}")
             self.stood_at.setdefault(job, self.world.now_s)
         elif name not in ("index.html", "training.html", *BESIDE) and actor is not None:
             # An execution is an actor; an attempt's own records are its dispatcher's.

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -152,22 +153,10 @@ class ModelCache:
         return bool(known.get("version") == info.version)
 
     def _download(self, key: str, path: Path, info: ObjectInfo, model: ModelFile) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            source = self._store.get(key, version=info.version or None)
+            bring(self._store, info, path)
         except NotFound:
             raise _missing(model) from None
-        handle, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-        part = Path(name)
-        try:
-            with source, os.fdopen(handle, "wb") as out:
-                while piece := source.body.read(_CHUNK_BYTES):
-                    out.write(piece)
-            _check_whole(part, info)
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
         note = self._note(key)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps({"key": key, "version": info.version}), encoding="utf-8")
@@ -183,6 +172,29 @@ class ModelCache:
         with (folder / f"{_short(key)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def bring(store: Store, info: ObjectInfo, path: Path) -> None:
+    """Bring the version that `info` is of to a path, where it appears whole.
+
+    Raises:
+        TaskFailed: UNAVAILABLE, it ended early.
+        StoreError: NotFound, that version is gone; or it could not be read.
+    Cost: 1 request.
+    """
+    source = store.get(info.key, version=info.version or None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    part = Path(name)
+    try:
+        with source, os.fdopen(handle, "wb") as out:
+            shutil.copyfileobj(source.body, out, _CHUNK_BYTES)
+        if part.stat().st_size != info.size_bytes:
+            raise TaskFailed(ErrorKind.UNAVAILABLE, f"the download of {info.key} ended early")
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def model_state(path: Path) -> ModelState:
@@ -223,11 +235,6 @@ def paths_yaml(directory: Path, folders: Sequence[str]) -> str:
     return json.dumps(
         {"dropbatch": {"base_path": str(directory), **{folder: folder for folder in folders}}}, indent=1
     )
-
-
-def _check_whole(part: Path, info: ObjectInfo) -> None:
-    if part.stat().st_size != info.size_bytes:
-        raise TaskFailed(ErrorKind.UNAVAILABLE, f"the download of {info.key} ended early")
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

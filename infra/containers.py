@@ -21,7 +21,7 @@ from infra.asgi import AsgiApp, asgi_app
 from infra.desk import Desk
 from infra.fleet import Pools, sharing
 from infra.launcher import ModalLauncher
-from infra.machine import build, container_start, open_notes, open_stores, rented_policy
+from infra.machine import build, container_start, factory_of, open_notes, open_stores, rented_policy
 from infra.models import Problem, raise_problem
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
@@ -30,10 +30,9 @@ from infra.worker import Worker
 from processor.assembly import open_leases
 from processor.budget import DayBudget
 from processor.clock import SystemClock
-from processor.config import resolve_handlers
-from processor.errors import ConfigError, ErrorKind, TaskFailed
+from processor.errors import ErrorKind, TaskFailed
 from processor.events import Observer, ignore
-from processor.handler import HandlerFactory, Stores, Work
+from processor.handler import Stores, Work
 from processor.layout import INBOX
 from processor.machine import Machine
 from processor.models import JobKind
@@ -60,7 +59,7 @@ def preload(deployed: Deployment, kind: JobKind) -> None:
     """
     from processor.store import s3  # noqa: F401 - boto3 is most of what there is to load
 
-    _factory(deployed, kind)
+    factory_of(deployed, kind)
 
 
 def open_worker(
@@ -76,7 +75,7 @@ def open_worker(
         ConfigError: no handler is configured for that kind.
     """
     ours = container_start(deployed)
-    factory = _factory(ours, kind)
+    factory = factory_of(ours, kind)
     stores = open_stores(ours)
     return Worker(
         factory.configured(ours.settings, stores),
@@ -87,16 +86,6 @@ def open_worker(
         drain=modal.experimental.stop_fetching_inputs,
         reload_models=volume.reload if volume else lambda: None,
     )
-
-
-def _factory(deployed: Deployment, kind: JobKind) -> HandlerFactory:
-    settings = deployed.settings
-    if kind not in settings.handlers:
-        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
-    # Only its own: the others' libraries need not be in this image.
-    only = settings.model_copy(update={"handlers": {kind: settings.handlers[kind]}})
-    factory: HandlerFactory = resolve_handlers(only)[kind]
-    return factory
 
 
 def open_machine(
@@ -124,7 +113,7 @@ def backlog(function: modal.Function[..., Any, Any]) -> int:
 def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:
     """What brings base models here: the train handler's own way."""
     ours = container_start(deployed)
-    handler: Any = _factory(ours, "train").configured(ours.settings, open_stores(ours))
+    handler: Any = factory_of(ours, "train").configured(ours.settings, open_stores(ours))
     fetch: Callable[[Plan, Stores], None] = handler.fetch_bases
     return fetch
 
@@ -145,7 +134,7 @@ def open_api(
     ours = container_start(deployed)
     stores, policy = open_stores(ours), rented_policy(ours)
     desk = Desk(
-        handler=resolve_handlers(ours.settings)["render"].configured(ours.settings, stores),
+        handler=factory_of(ours, "render").configured(ours.settings, stores),
         stores=stores,
         budget=DayBudget(stores.main, policy, SystemClock()),
         max_job_cost_usd=policy.max_job_cost_usd,

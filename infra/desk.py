@@ -17,6 +17,7 @@ from processor.errors import ErrorKind, NotFound, TaskFailed
 from processor.handler import Handler, PlanContext, Stores
 from processor.layout import PAUSED, slug
 from processor.models import RenderJob
+from processor.plan import planned
 from processor.records import ModelFile, Plan
 
 MAX_TASKS: Final = 8
@@ -61,9 +62,11 @@ class Desk:
         self._check_may_begin()
         plan = self._plan(job)
         self._bring(plan.models)
-        cap_usd = self.max_job_cost_usd if job.max_cost_usd is None else job.max_cost_usd
         return self.render(
-            {"plan": plan.model_dump(mode="json", exclude_defaults=True), "max_cost_usd": cap_usd}
+            {
+                "plan": plan.model_dump(mode="json", exclude_defaults=True),
+                "max_cost_usd": job.cap_usd(self.max_job_cost_usd),
+            }
         )
 
     def _check_may_begin(self) -> None:
@@ -88,7 +91,7 @@ class Desk:
             now=datetime.now(UTC),
             max_tasks=MAX_TASKS,
         )
-        return self.handler.plan(job, context)
+        return planned(self.handler, job, context)
 
     def _bring(self, models: list[ModelFile]) -> None:
         """Have them on the Volume: most are, and then nothing is started for it."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 LONGEST_S: Final = 24 * 3600
 """Modal's longest timeout."""
 STARTUP_S: Final = 10 * 60
-PULL_S: Final = 6 * 3600
-"""For bringing models from the bucket to the Volume."""
 INGEST_CONTAINERS: Final = 2
 INGEST_CONCURRENCY: Final = 4
 _SLACK_S: Final = 10 * 60
@@ -90,9 +88,7 @@ def timeout_s(settings: Settings, modal_settings: ModalSettings, kind: JobKind) 
     """
     if kind == "train":
         return LONGEST_S
-    tasks = modal_settings.chunk_tasks if kind == "render" else 1
-    one_s = backstop_s(_task_limit_s(settings, kind), sharing(modal_settings, kind))
-    return min(LONGEST_S, int(tasks * one_s) + _SLACK_S)
+    return _in_turn_s(settings, modal_settings, kind, modal_settings.chunk_tasks if kind == "render" else 1)
 
 
 def studio_timeout_s(settings: Settings, modal_settings: ModalSettings, tasks: int) -> int:
@@ -100,7 +96,11 @@ def studio_timeout_s(settings: Settings, modal_settings: ModalSettings, tasks: i
 
     Its models were brought before, on a CPU: see `infra.desk`.
     """
-    one_s = backstop_s(_task_limit_s(settings, "render"), sharing(modal_settings, "render"))
+    return _in_turn_s(settings, modal_settings, "render", tasks)
+
+
+def _in_turn_s(settings: Settings, modal_settings: ModalSettings, kind: JobKind, tasks: int) -> int:
+    one_s = backstop_s(_task_limit_s(settings, kind), sharing(modal_settings, kind))
     return min(LONGEST_S, int(tasks * one_s) + _SLACK_S)
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import time
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import modal
 import structlog
@@ -15,15 +16,17 @@ from infra.paths import SLACK_NODES, here
 from infra.settings import Deployment, in_container
 from processor import log as logs
 from processor.assembly import open_leases, open_notices, policy_of
+from processor.buckets import BucketName, stores_of
 from processor.clock import StoreClock, SystemClock
 from processor.config import Settings, credentials, resolve_handlers
 from processor.errors import ConfigError
 from processor.events import Observer, ignore
-from processor.handler import Handler, Stores
+from processor.handler import Handler, HandlerFactory, Stores
 from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Leases
 from processor.machine import Machine, new_nonce
+from processor.models import JobKind
 from processor.notify import Notices
 from processor.policy import Policy
 from processor.redact import forget
@@ -61,20 +64,26 @@ def open_stores(deployed: Deployment) -> Stores:
 
     A tick is a new process every minute; probing each time would be most of its cost.
     """
-    settings = deployed.settings
-    notes = open_notes(deployed)
-    main = _open(deployed, notes, settings.store_url, "main")
-    models, datasets = settings.models_bucket, settings.datasets_bucket
-    return Stores(
-        main=main,
-        models=_open(deployed, notes, models, "models") if models else main,
-        datasets=_open(deployed, notes, datasets, "datasets") if datasets else main,
-    )
+    return stores_of(deployed.settings, partial(_open, deployed, open_notes(deployed)))
 
 
 def open_notes(deployed: Deployment) -> modal.Dict:
     """The Dict of what may be forgotten."""
     return modal.Dict.from_name(deployed.modal.notes_name, create_if_missing=True)
+
+
+def factory_of(deployed: Deployment, kind: JobKind) -> HandlerFactory:
+    """What makes the handler of one kind, of which alone the libraries need be in this image.
+
+    Raises:
+        ConfigError: this deployment has none for that kind.
+    """
+    settings = deployed.settings
+    if kind not in settings.handlers:
+        raise ConfigError(f"this deployment has no handler for {kind} tasks", where="handlers")
+    only = settings.model_copy(update={"handlers": {kind: settings.handlers[kind]}})
+    factory: HandlerFactory = resolve_handlers(only)[kind]
+    return factory
 
 
 def open_handlers(deployed: Deployment, stores: Stores) -> dict[str, Handler]:
@@ -129,7 +138,7 @@ def _notices(settings: Settings) -> Notices | None:
         return None
 
 
-def _open(deployed: Deployment, notes: modal.Dict, url: str, name: Any) -> Store:
+def _open(deployed: Deployment, notes: modal.Dict, url: str, name: BucketName) -> Store:
     settings = deployed.settings
     key = credentials(os.environ, bucket=name)
     note = f"capabilities/{url}"

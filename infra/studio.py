@@ -13,12 +13,11 @@ from typing import Any, Final
 from infra.desk import check_day
 from infra.gpus import usd_per_s
 from infra.health import gpu_class
-from infra.machine import container_start, open_stores, rented_policy
+from infra.machine import container_start, factory_of, open_stores, rented_policy
 from infra.paths import scratch
 from infra.settings import Deployment
 from processor.budget import DayBudget, Spender
 from processor.clock import SystemClock
-from processor.config import resolve_handlers
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
 from processor.execute import Watchdog, backstop_s
 from processor.handler import Handler, Progress, Stop, Stores, TaskContext, TaskOutput, Work
@@ -60,7 +59,7 @@ class Studio:
         ours = container_start(deployed)
         stores = open_stores(ours)
         return cls(
-            resolve_handlers(ours.settings)["render"].configured(ours.settings, stores),
+            factory_of(ours, "render").configured(ours.settings, stores),
             stores,
             DayBudget(stores.main, rented_policy(ours), SystemClock()),
             timeout_s=ours.settings.render_timeout_s,

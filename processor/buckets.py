@@ -7,6 +7,8 @@ a second.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from processor.config import Settings, credentials
@@ -21,14 +23,19 @@ BucketName = Literal["main", "models", "datasets"]
 
 def open_stores(settings: Settings) -> Stores:
     """The main bucket, and those of models and datasets where they have their own. Cost: none."""
+    return stores_of(settings, partial(open_bucket, settings))
+
+
+def stores_of(settings: Settings, opened: Callable[[str, BucketName], Store]) -> Stores:
+    """The same, each opened by `opened`, by its URL and name."""
     from processor.handler import Stores
 
-    main = open_bucket(settings, settings.store_url, "main")
+    main = opened(settings.store_url, "main")
     models, datasets = settings.models_bucket, settings.datasets_bucket
     return Stores(
         main=main,
-        models=open_bucket(settings, models, "models") if models else main,
-        datasets=open_bucket(settings, datasets, "datasets") if datasets else main,
+        models=opened(models, "models") if models else main,
+        datasets=opened(datasets, "datasets") if datasets else main,
     )
 
 

@@ -28,6 +28,8 @@ READY: Final = "_READY"
 LISTED: Final = "_manifest.json"
 """`{"files": {"a.png": 123456, …}}`: what the folder will hold once it is complete."""
 OPTIONS: Final = "dataset.yaml"
+VIDEOS: Final = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
+"""What the trainer reads of them (toolkit/data_loader.py of ai-toolkit 0.12.26)."""
 
 MAX_LISTED_BYTES: Final = 16 * 1024 * 1024
 _INVENTORIES: Final = f"{STATE}inventories/"

@@ -68,7 +68,7 @@ class FanOut:
         self._outstanding = 0
         self._spent_usd = 0.0
         self._task_cost: dict[int, float] = {}
-        self._cancelled = claim.cancel is not None
+        self._cancelled = False
         now = machine.clock.monotonic()
         self._renew_at = self._renewal_due()
         self._poll_at = now + machine.policy.cancel_poll_s
@@ -270,9 +270,7 @@ class FanOut:
 
     @property
     def _cap_usd(self) -> float:
-        if self._job.max_cost_usd is not None:
-            return self._job.max_cost_usd
-        return self._machine.policy.max_job_cost_usd
+        return self._job.cap_usd(self._machine.policy.max_job_cost_usd)
 
     @property
     def _share_usd(self) -> float | None:

@@ -52,6 +52,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_MAX].strip("-") or "job"
 
 
+def cut(text: str, limit_bytes: int) -> str:
+    """The beginning, as many whole characters as fit: keys and file systems count bytes."""
+    return text.encode("utf-8", "ignore")[:limit_bytes].decode("utf-8", "ignore")
+
+
 @lru_cache(maxsize=4096)  # of one drop it is asked a dozen times
 def job_id(key: str, version: str) -> str:
     """The id of the job that a drop is: a slug of its name and a hash of key and version."""

@@ -142,6 +142,10 @@ class JobBase(Model):
     origin: Origin | None = None
     """Set by the machine on what it emits; a drop by hand can't have it."""
 
+    def cap_usd(self, otherwise_usd: float) -> float:
+        """What it may cost: as it says itself, else as the settings do."""
+        return otherwise_usd if self.max_cost_usd is None else self.max_cost_usd
+
 
 class RenderJob(JobBase):
     """One or many ComfyUI prompts."""

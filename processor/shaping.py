@@ -15,6 +15,7 @@ import structlog
 
 from processor.errors import JobInvalid
 from processor.handler import LocalFile
+from processor.layout import cut
 from processor.models import Output, Scalar
 from processor.problems import did_you_mean
 from processor.records import Task
@@ -82,7 +83,7 @@ def named(template: str, task: Task, own: str) -> str:
 
 
 def _bounded(stem: str, suffix: str) -> str:
-    return stem.encode()[: _MAX_NAME_BYTES - len(suffix)].decode("utf-8", "ignore").rstrip(" ./") + suffix
+    return cut(stem, _MAX_NAME_BYTES - len(suffix)).rstrip(" ./") + suffix
 
 
 def _converted(file: LocalFile, output: Output, target: Path) -> Iterator[LocalFile]:

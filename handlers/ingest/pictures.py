@@ -8,8 +8,9 @@ from typing import Final, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from processor.datasets import VIDEOS
+
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-VIDEOS: Final = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
 """What the trainer reads (toolkit/data_loader.py of ai-toolkit 0.12.26)."""
 UNUSABLE: Final = frozenset(
     {

@@ -20,6 +20,7 @@ from handlers.render.catalog import MEDIA_TYPES
 from handlers.render.graph import Graph, Set, describe, is_link, title_of
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import LocalFile
+from processor.layout import cut
 from processor.redact import redact
 
 PREFIX_INPUT = "filename_prefix"
@@ -205,7 +206,7 @@ def _visible_name(reported: Reported, tag: str) -> str:
 def _visible_parts(text: str) -> list[str]:
     parts = []
     for part in text.replace("\\", "/").split("/"):
-        clean = _cut(_UNSAFE.sub("_", part).strip())
+        clean = cut(_UNSAFE.sub("_", part).strip(), _MAX_PART_BYTES).strip()
         if clean.strip(". "):
             parts.append(clean)
     return parts
@@ -219,12 +220,8 @@ def _visible_file(filename: str) -> str:
     stem = data.decode("utf-8")
     if len(data) > _MAX_PART_BYTES + _ADDED_BYTES:
         # Each end by itself: halves of two characters could make a third.
-        stem = _cut(stem) + data[-_ADDED_BYTES:].decode("utf-8", "ignore")
+        stem = cut(stem, _MAX_PART_BYTES).strip() + data[-_ADDED_BYTES:].decode("utf-8", "ignore")
     return (stem if stem.strip(". ") else "output") + _UNSAFE.sub("_", suffix).strip()
-
-
-def _cut(text: str) -> str:
-    return text.encode("utf-8", "ignore")[:_MAX_PART_BYTES].decode("utf-8", "ignore").strip()
 
 
 def _suffix(name: str) -> str:

@@ -69,7 +69,7 @@ class SchemaSource:
     def _learn_again(self) -> Schema | None:
         asked_at = time.monotonic()
         schema = self._running()
-        # Where none can say, the old word stands for all that it does not speak against.
+        # Where none can say, nothing is refused for it; for what comes next the old word still stands.
         if schema is not None:
             self._learned, self._learned_at = schema, asked_at
         return schema

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from handlers.model_cache import bring
 from handlers.train.presets import BaseModel
 from handlers.train.process import scrubbed_environment
 from processor.errors import ErrorKind, TaskFailed
@@ -122,7 +122,7 @@ class BaseModels:
             _remove(path, folder)
 
         def fetch(name: str) -> None:
-            _fetch(store, wanted[name], folder / name)
+            bring(store, wanted[name], folder / name)
 
         for name, _ in each(fetch, [name for name in wanted if name not in here], threads=_THREADS):
             here[name] = _mark(wanted[name])
@@ -168,18 +168,6 @@ def _is_current(path: Path, item: ObjectInfo, noted: Mark | None) -> bool:
     if found.st_size != item.size_bytes:
         return False
     return noted == _mark(item) if noted is not None else found.st_mtime >= item.modified.timestamp()
-
-
-def _fetch(store: Store, item: ObjectInfo, path: Path) -> None:
-    """Bring one file here; it appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with store.get(item.key) as download, part.open("wb") as stream:
-        shutil.copyfileobj(download.body, stream, 1 << 20)
-        size_bytes = download.info.size_bytes
-    if part.stat().st_size != size_bytes:
-        raise TaskFailed(ErrorKind.UNAVAILABLE, f"the download of {item.key} ended early")
-    part.replace(path)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -49,8 +49,7 @@ def cost_facts(plan: Plan, job: JobBase, settings: Settings, store: Store | None
         "basis": basis,
         "samples": samples,
     }
-    limit_usd = settings.max_job_cost_usd if job.max_cost_usd is None else job.max_cost_usd
-    facts["limit_usd"] = limit_usd
+    facts["limit_usd"] = limit_usd = job.cap_usd(settings.max_job_cost_usd)
     facts["over_limit"] = made.usd > limit_usd
     return facts
 

@@ -14,6 +14,7 @@ from processor.cli import console
 from processor.cli.exits import Exit, NoSuchJob
 from processor.cli.options import Bucket, Config, EndpointUrl, JobRef, Json, load_settings, open_main
 from processor.errors import StoreError
+from processor.layout import cut
 
 if TYPE_CHECKING:
     from processor.models import Scalar
@@ -86,15 +87,10 @@ def nice_names(manifest: Manifest) -> list[tuple[OutputFile, str]]:
 
 def _nice(result: TaskResult, width: int) -> str:
     parts = [f"{result.index:0{width}d}"]
-    parts += [_cut(_told(name, value), 40) for name, value in result.params.items() if "seed" not in name]
+    parts += [cut(_told(name, value), 40) for name, value in result.params.items() if "seed" not in name]
     if result.seed is not None:
         parts.append(f"seed{result.seed}")
-    return _cut("-".join(part for part in parts if part), 120).rstrip("-.")
-
-
-def _cut(text: str, limit_bytes: int) -> str:
-    """As many whole characters as fit: file systems count bytes, 255 of them a name."""
-    return text.encode()[:limit_bytes].decode("utf-8", "ignore")
+    return cut("-".join(part for part in parts if part), 120).rstrip("-.")
 
 
 def _told(name: str, value: Scalar) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.cli.exits import UsageError
-from processor.datasets import LISTED
+from processor.datasets import LISTED, VIDEOS
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
 from processor.reading import is_api_export, parse_json
@@ -23,7 +23,6 @@ INPUTS = "inputs/"
 IMAGES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".heic", ".heif", ".tif", ".tiff"}
 )
-VIDEOS = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
 MEDIA = IMAGES | VIDEOS | {".wav", ".mp3", ".flac", ".ogg", ".m4a"}
 _MAX_PROMPTS_BYTES = 8 * 1024 * 1024
 

@@ -164,11 +164,7 @@ def test_running_out_of_memory_climbs_its_ladder(tmp_path: Path) -> None:
 def test_a_job_that_kills_its_runner_ends_dead_and_names_each_attempt(bench: Bench) -> None:
     """Poison drops use up their attempts; nothing is `dead` without attempts that began."""
     bench.drop(JOB)
-    for _ in range(bench.policy.max_attempts):
-        machine = bench.machine()
-        (claim,) = tick(machine, capacity=1).claims
-        _die_after_planning(machine, claim)
-        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    runners_die(bench, bench.policy.max_attempts)
     (manifest,) = finish(bench)
     assert manifest["outcome"] == "dead"
     assert len(manifest["attempts"]) == 3
@@ -196,11 +192,7 @@ def stopped_after_two_of(tasks: int, tmp_path: Path) -> Bench:
 def test_what_a_dead_job_had_finished_is_kept(tmp_path: Path) -> None:
     """It is given up with its results, and a retry runs the rest."""
     bench = stopped_after_two_of(4, tmp_path)
-    for _ in range(bench.policy.max_attempts):
-        machine = bench.machine()
-        (claim,) = tick(machine, capacity=1).claims
-        _die_after_planning(machine, claim)
-        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    runners_die(bench, bench.policy.max_attempts)
     (manifest,) = finish(bench)
     assert (manifest["outcome"], len(manifest["attempts"])) == ("dead", bench.policy.max_attempts)
     assert [task["index"] for task in manifest["tasks"]] == [0, 1]
@@ -213,11 +205,7 @@ def test_what_a_dead_job_had_finished_is_kept(tmp_path: Path) -> None:
 def test_looking_for_what_a_dead_job_had_finished_may_be_fatal_once(tmp_path: Path) -> None:
     """A plan that kills its reader must not be read for ever."""
     bench = stopped_after_two_of(4, tmp_path)
-    for _ in range(bench.policy.max_attempts + 1):
-        machine = bench.machine()
-        (claim,) = tick(machine, capacity=1).claims
-        _die_after_planning(machine, claim)
-        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    runners_die(bench, bench.policy.max_attempts + 1)
     (manifest,) = finish(bench)
     assert manifest["outcome"] == "dead"
     assert not manifest.get("tasks")
@@ -273,6 +261,15 @@ def test_what_is_given_back_is_tried_again_ever_later(
     assert sum(wake.waited_s) == pytest.approx(15.0, abs=0.1)
     assert (report.problem is None) == bool(outcomes)
     assert len(bench.keys("inbox/")) == (not outcomes)
+
+
+def runners_die(bench: Bench, times: int) -> None:
+    """One after the other, each once it has planned the only job; their leases run out."""
+    for _ in range(times):
+        machine = bench.machine()
+        (claim,) = tick(machine, capacity=1).claims
+        _die_after_planning(machine, claim)
+        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
 
 
 def _die_after_planning(machine: Any, claim: Any) -> None:

@@ -67,9 +67,13 @@ def test_a_spawned_call_is_polled_found_by_id_and_its_result_kept(
     assert found.num_inputs() == 1
 
 
-def test_cancel_stops_the_running_input_and_spares_its_container(abilities: Loopback) -> None:
-    call = function("nap").spawn(60)
+def test_cancel_stops_the_running_input_and_spares_its_container(
+    abilities: Loopback, notes: "modal.Dict", gate: str
+) -> None:
+    call = function("nap").spawn(60, gate)
     container = abilities.busy("nap")
+    # The client drops a cancellation that comes before the function runs; its container is then killed.
+    abilities.wait_until(lambda: notes.contains(f"{gate} began"), 10, "the nap begins")
     call.cancel()
     with pytest.raises(modal.exception.RemoteError):
         call.get(timeout=10)

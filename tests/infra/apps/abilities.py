@@ -75,7 +75,9 @@ def gated(name: str) -> str:
 
 
 @app.function(image=image, timeout=60)
-def nap(seconds: float) -> str:
+def nap(seconds: float, name: str = "") -> str:
+    if name:
+        notes.put(f"{name} began", True)
     time.sleep(seconds)
     return os.environ["MODAL_TASK_ID"]
 

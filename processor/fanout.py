@@ -67,6 +67,8 @@ class FanOut:
         self._order = itertools.count()
         self._outstanding = 0
         self._spent_usd = 0.0
+        """Of the whole job, by adopted results too."""
+        self._attempt_usd = 0.0
         self._task_cost: dict[int, float] = {}
         self._cancelled = False
         now = machine.clock.monotonic()
@@ -136,9 +138,11 @@ class FanOut:
         self._append_log(execution.log)
         out.engine.update(execution.engine)
         self._spent_usd += result.cost_usd
+        self._attempt_usd += result.cost_usd
         self._machine.budget.add(self._spender, result.cost_usd)
         spent = self._task_cost[result.index] = self._task_cost.get(result.index, 0.0) + result.cost_usd
-        result = result.model_copy(update={"cost_usd": round(spent, 6)})
+        if spent != result.cost_usd:  # earlier tries cost, too
+            result = result.model_copy(update={"cost_usd": round(spent, 6)})
         policy = self._machine.policy
         again = result.error and decide(
             result.error.kind,
@@ -264,8 +268,9 @@ class FanOut:
 
     def _may_run_out(self) -> bool:
         """Whether what runs already may use the job's money up: then it is waited for."""
-        costs = self._task_cost.values()
-        expected_usd = self._outstanding * sum(costs) / len(costs) if costs else 0.0
+        # Asked before every task, so nothing is summed up here.
+        known = len(self._task_cost)
+        expected_usd = self._outstanding * self._attempt_usd / known if known else 0.0
         return self._outstanding > 0 and 0 < self._cap_usd <= self._spent_usd + expected_usd
 
     @property

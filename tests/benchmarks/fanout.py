@@ -46,7 +46,7 @@ def _against_pool(work: Path, kind: str) -> Figure:
             "pool": lambda: _plain_pool(store(f"pool-{next(rounds)}")),
             "bare": lambda: seconds(_bare_pool),
         },
-        rounds=3,
+        rounds=5,
     )
     share = ratio(found["ours"], found["pool"])
     return Figure(

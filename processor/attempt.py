@@ -10,6 +10,7 @@ import structlog
 from processor.errors import ErrorKind, LeaseLost, StoreError
 from processor.history import History
 from processor.inbox import Drop
+from processor.keeping import Interrupted, KeptLease
 from processor.layout import attempt_key, engine_log_key
 from processor.leases.lease import Lease
 from processor.machine import Machine
@@ -57,8 +58,10 @@ class Trying:
     history: History = field(default_factory=History)
     begun: Attempt | None = None
     """As written to `attempt.json`; None until then."""
-    renewed: Lease | None = None
-    """The lease as last renewed; None before that."""
+    kept: KeptLease = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = KeptLease(self.machine, self.claim.lease)
 
     @property
     def job_id(self) -> str:
@@ -67,7 +70,19 @@ class Trying:
     @property
     def lease(self) -> Lease:
         """The lease with its newest end."""
-        return self.renewed or self.claim.lease
+        return self.kept.lease
+
+    def keep_alive(self) -> None:
+        """To be called between the steps of what may take minutes and runs no task.
+
+        Raises:
+            Interrupted: this runner is to stop.
+            LeaseLost, ForeignAuthority: the job is somebody else's.
+        Cost: as `KeptLease.keep`.
+        """
+        if self.machine.stop.is_set():
+            raise Interrupted("this runner was stopped")
+        self.kept.keep()
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from processor.events import JobClaimed
 from processor.inbox import Drop, Inbox
 from processor.leases.lease import Lease
 from processor.machine import Machine
-from processor.parallel import each
+from processor.parallel import each_of
 from processor.peek import Peeked, peek
 from processor.tick_report import TickReport
 
@@ -27,8 +27,6 @@ _NEWEST = 16
 """Of a longer queue so many are looked at from its end, too, for what is urgent."""
 _AT_ONCE = 32
 """Drops peeked at side by side: a cloud's tick looks at a hundred, each a round trip away."""
-_FEW = 8
-"""Up to here one after the other: threads cost more than they save where the store is near."""
 
 
 def claim(machine: Machine, report: TickReport, *, capacity: int, busy: Collection[str]) -> list[Claim]:
@@ -154,10 +152,7 @@ def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:
 
 
 def _peek_all(machine: Machine, drops: list[Drop]) -> Iterable[tuple[Drop, Peeked | None]]:
-    look = partial(_peek, machine)
-    if len(drops) > _FEW:
-        return each(look, drops)
-    return ((drop, look(drop)) for drop in drops)
+    return each_of(partial(_peek, machine), drops)
 
 
 def _note(machine: Machine, drop: Drop, peeked: Peeked | None, report: TickReport) -> None:

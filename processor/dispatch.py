@@ -16,8 +16,9 @@ from processor.discard import discard
 from processor.effects import run_effects
 from processor.errors import DropbatchError, ForeignAuthority, JobInvalid, LeaseLost, StoreError
 from processor.events import JobPlanned, JobReleased, JobSettled
-from processor.fanout import FanOut, FanOutResult, Interrupted
+from processor.fanout import FanOut, FanOutResult
 from processor.history import adopt, read_history
+from processor.keeping import Interrupted
 from processor.leases.lease import Lease
 from processor.log import Line, unit_of_work
 from processor.machine import Machine
@@ -221,26 +222,25 @@ def _read_drop(machine: Machine, claim: Claim) -> JobBase:
 def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
     results = _earlier_results(trying, job, plan)
     trying.machine.observe(JobPlanned(plan.job_id, len(plan.tasks), len(results)))
-    fan_out = FanOut(trying.machine, trying.claim, trying.name, job=job, plan=plan)
+    fan_out = FanOut(trying.machine, trying.kept, trying.name, job=job, plan=plan)
     try:
         fanned = fan_out.run(results)
     finally:
-        trying.renewed = fan_out.lease
         trying.write_log(fan_out.log)
     ordered = [result for _, result in sorted(fanned.results.items())]
     return trying.manifest(_verdict(plan, fanned), results=ordered, engine=fanned.engine)
 
 
 def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, TaskResult]:
-    machine, adopted = trying.machine, _adopted(trying, plan)
+    adopted = _adopted(trying, plan)
     if job.retry_of is None or job.retry_tasks == "all":
-        return reused_results(machine, job, plan, attempt=trying.name, known=adopted) | adopted
-    return copied_results(machine, job.retry_of, trying.name, plan) | adopted
+        return reused_results(trying, job, plan, known=adopted) | adopted
+    return copied_results(trying, job.retry_of, plan, known=adopted) | adopted
 
 
 def _adopted(trying: Trying, plan: Plan) -> dict[int, TaskResult]:
     store, limit = trying.machine.stores.main, trying.machine.policy.max_record_bytes
-    return adopt(store, trying.history, plan, limit_bytes=limit)
+    return adopt(store, trying.history, plan, limit_bytes=limit, keep_alive=trying.keep_alive)
 
 
 def _verdict(plan: Plan, fanned: FanOutResult) -> Outcome:

@@ -13,23 +13,20 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from processor.attempt import Claim
-from processor.errors import ErrorKind, LeaseLost, NotFound, StoreUnavailable
+from processor.errors import ErrorKind, NotFound, StoreUnavailable
 from processor.events import TaskFinished
 from processor.execute import Execution
 from processor.handler import Remedy, Work
+from processor.keeping import Interrupted, KeptLease
 from processor.launch import Run
 from processor.layout import cancel_key
 from processor.machine import Machine
 from processor.models import JobBase, RenderJob, Scalar
 from processor.records import ErrorReport, Plan, Task, TaskResult
 from processor.retry import decide
+from processor.task_inputs import TaskInputs
 
 _MAX_LOG_BYTES = 1024 * 1024
-
-
-class Interrupted(Exception):
-    """The machine was asked to stop; the job goes back."""
 
 
 @dataclass(slots=True)
@@ -47,19 +44,19 @@ class FanOut:
     def __init__(
         self,
         machine: Machine,
-        claim: Claim,
+        kept: KeptLease,
         attempt: str,
         *,
         job: JobBase,
         plan: Plan,
     ) -> None:
         self._machine = machine
-        self.lease = claim.lease
-        """As last renewed."""
+        self._kept = kept
         self._attempt = attempt
         self._job = job
         self._plan = plan
         self._tasks = {task.index: task for task in plan.tasks}
+        self._inputs = TaskInputs(plan)
         self._timeout_s = job.timeout_s or machine.policy.task_timeout_s[plan.kind]
         self._gpu = job.gpu or plan.gpu
         self._pending: deque[tuple[Task, int, Remedy]] = deque()
@@ -71,9 +68,7 @@ class FanOut:
         self._attempt_usd = 0.0
         self._task_cost: dict[int, float] = {}
         self._cancelled = False
-        now = machine.clock.monotonic()
-        self._renew_at = self._renewal_due()
-        self._poll_at = now + machine.policy.cancel_poll_s
+        self._poll_at = machine.clock.monotonic() + machine.policy.cancel_poll_s
         self.log = ""
         """The engine's log so far, bounded."""
 
@@ -137,10 +132,7 @@ class FanOut:
         result = execution.result
         self._append_log(execution.log)
         out.engine.update(execution.engine)
-        self._spent_usd += result.cost_usd
-        self._attempt_usd += result.cost_usd
-        self._machine.budget.add(self._spender, result.cost_usd)
-        spent = self._task_cost[result.index] = self._task_cost.get(result.index, 0.0) + result.cost_usd
+        spent = self._charge(result)
         if spent != result.cost_usd:  # earlier tries cost, too
             result = result.model_copy(update={"cost_usd": round(spent, 6)})
         policy = self._machine.policy
@@ -160,6 +152,15 @@ class FanOut:
         elif not (stopping and result.error and result.error.kind is ErrorKind.CANCELLED):
             out.results[result.index] = result
 
+    def _charge(self, result: TaskResult) -> float:
+        """Count what an execution cost, whatever came of it; returns what its task has cost so far."""
+        self._spent_usd += result.cost_usd
+        self._attempt_usd += result.cost_usd
+        self._machine.budget.add(self._spender, result.cost_usd)
+        spent = self._task_cost.get(result.index, 0.0) + result.cost_usd
+        self._task_cost[result.index] = spent
+        return spent
+
     def _work(self, task: Task, tries: int, remedy: Remedy) -> Work:
         options: dict[str, Scalar] = {}
         if isinstance(self._job, RenderJob):
@@ -170,7 +171,7 @@ class FanOut:
             kind=self._plan.kind,
             task=task,
             shared=self._plan.shared,
-            inputs=self._plan.inputs,
+            inputs=self._inputs.of(task),
             models=self._plan.models,
             gpu=self._gpu,
             timeout_s=self._timeout_s,
@@ -185,35 +186,14 @@ class FanOut:
         now = self._machine.clock.monotonic()
         # Once cancelled nothing is polled for any more: its time, long past, must not count.
         polled = [] if self._cancelled else [self._poll_at]
-        due = min([self._renew_at, *polled, *(entry[0] for entry in self._again[:1])])
+        due = min([self._kept.due, *polled, *(entry[0] for entry in self._again[:1])])
         # Short enough to notice a stop; the launcher's queue wakes us earlier for results.
         return min(max(0.0, due - now), self._machine.policy.stop_poll_s)
 
-    def _renewal_due(self) -> float:
-        """When the lease is to be renewed next, on the monotonic clock.
-
-        By its end, not from now: the reply to the claim or renewal may have been long on its way, and
-        all that came before the first task, too. A lease that has run out is noticed before a task.
-        """
-        clock, policy = self._machine.clock, self._machine.policy
-        left_s = (self.lease.until - clock.now()).total_seconds()
-        return clock.monotonic() + left_s - (policy.lease_s - policy.renew_s)
-
     def _keep_lease(self, run: Run) -> None:
-        """Renew in good time; a store out of reach is no reason to stop before the lease ends."""
-        machine = self._machine
-        if machine.clock.monotonic() < self._renew_at:
-            return
         try:
-            machine.authority.check()
-            self.lease = machine.leases.renew(self.lease)
-            self._renew_at = self._renewal_due()
-            machine.budget.write(self._spender)
-        except StoreUnavailable:
-            if not machine.leases.holds(self.lease):
-                run.cancel(ErrorKind.PREEMPTED)
-                raise LeaseLost("could not be renewed in time", where=self._plan.job_id) from None
-            self._renew_at = machine.clock.monotonic() + min(5.0, machine.policy.renew_s)
+            if self._kept.keep():
+                self._machine.budget.write(self._spender)
         except Exception:
             run.cancel(ErrorKind.PREEMPTED)
             raise
@@ -239,8 +219,9 @@ class FanOut:
         until = clock.monotonic() + policy.stop_grace_s
         # What is nearly done gets to write its result, for the next attempt to adopt.
         while self._outstanding and (left_s := until - clock.monotonic()) > 0:
-            if run.next(left_s) is not None:
+            if (execution := run.next(left_s)) is not None:
                 self._outstanding -= 1
+                self._charge(execution.result)
         raise Interrupted("this runner was stopped")
 
     @property

@@ -61,6 +61,9 @@ class PlanContext:
     """Only to tell what would happen: it may run on another machine, whose engine has more."""
     bucketless: bool = False
     """The stores stand in for a bucket that is not at hand: what may lie there is not missed."""
+    keep_alive: Callable[[], None] = lambda: None
+    """To be called now and then by planning that may take minutes, from its own thread: it renews the
+    job's lease, and raises where that is lost or the runner is to stop."""
 
 
 class Work(Model):

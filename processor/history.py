@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from processor.errors import NotFound
 from processor.layout import attempt_key, job_prefix
 from processor.models import Model
+from processor.parallel import each_of
 from processor.records import Attempt, AttemptSummary, Plan, TaskResult
 from processor.retry import PERMANENT
 from processor.store import Store, read_bytes
@@ -58,18 +60,26 @@ def read_history(store: Store, job_id: str, *, limit_bytes: int) -> History:
     return history
 
 
-def adopt(store: Store, history: History, plan: Plan, *, limit_bytes: int) -> dict[int, TaskResult]:
+def adopt(
+    store: Store, history: History, plan: Plan, *, limit_bytes: int, keep_alive: Callable[[], None]
+) -> dict[int, TaskResult]:
     """Results of earlier attempts that answer tasks of this plan, by task index.
 
     A result is adopted when it is a success or a permanent failure, its hash is the
     task's, and every file that it names is there at its size. Successes win over failures.
 
+    Args:
+        keep_alive: called after each: thousands of results take minutes.
     Cost: 1 request per result.
     """
+
+    def read(key: str) -> TaskResult | None:
+        return _read(store, key, TaskResult, limit_bytes)
+
     hashes = {task.index: task.hash for task in plan.tasks}
     adopted: dict[int, TaskResult] = {}
-    for key in history.result_keys:
-        result = _read(store, key, TaskResult, limit_bytes)
+    for _, result in each_of(read, history.result_keys):
+        keep_alive()
         if result is None or hashes.get(result.index) != result.hash:
             continue
         standing = adopted.get(result.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +12,8 @@ Result = TypeVar("Result")
 
 THREADS = 16
 """Requests to an object store wait for its answers; so many fit one connection pool."""
+FEW = 8
+"""Up to here threads cost more than they save where the store is near."""
 
 
 def _threads(count: int, name: str) -> Executor:
@@ -20,6 +22,14 @@ def _threads(count: int, name: str) -> Executor:
 
 new_pool: Callable[[int, str], Executor] = _threads
 """Makes the pool of so many threads, so called. A simulation, whose threads are no threads, sets its own."""
+
+
+def each_of(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+    """As `each`, but a few items are done one after the other, as they are asked for."""
+    if len(items) > FEW:
+        yield from each(function, items)
+    else:
+        yield from ((item, function(item)) for item in items)
 
 
 def each(

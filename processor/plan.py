@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 
 import structlog
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
+from processor.parallel import each_of
 from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
@@ -64,28 +66,41 @@ def known_plan(trying: Trying) -> Plan | None:
         return None
 
 
-def copied_results(machine: Machine, parent: str, attempt: str, plan: Plan) -> dict[int, TaskResult]:
+def copied_results(
+    trying: Trying, parent: str, plan: Plan, *, known: Container[int]
+) -> dict[int, TaskResult]:
     """A retried job's successes, their files copied: no job's results point into another's.
 
+    Args:
+        known: tasks that need no copy; an earlier attempt of this retry has made it.
     Cost: 1 request, and 1 per file.
     """
-    manifest = standing(machine, parent)
+
+    def copy(result: TaskResult) -> TaskResult | None:
+        return _copy(trying, plan, result)
+
+    manifest = standing(trying.machine, parent)
+    tasks = manifest.tasks if manifest else []
+    wanted = [result for result in tasks if result.status == "done" and result.index not in known]
     copied: dict[int, TaskResult] = {}
-    for result in manifest.tasks if manifest else ():
-        if result.status != "done":
-            continue
-        prefix = execution_prefix(plan.job_id, attempt, result.index, result.execution)
-        files = []
-        try:
-            for file in result.files:
-                machine.stores.main.copy(file.key, prefix + file.name)
-                files.append(file.model_copy(update={"key": prefix + file.name}))
-        except NotFound:
-            continue  # someone has removed the parent's file: that task is run again
-        copied[result.index] = result.model_copy(
-            update={"files": files, "attempt": attempt, "reused_from": parent, "cost_usd": 0.0}
-        )
+    for _, result in each_of(copy, wanted):
+        trying.keep_alive()
+        if result is not None:
+            copied[result.index] = result.model_copy(update={"reused_from": parent})
     return copied
+
+
+def _copy(trying: Trying, plan: Plan, result: TaskResult) -> TaskResult | None:
+    """One result with copies of its files under this attempt; None where its files are gone."""
+    prefix = execution_prefix(plan.job_id, trying.name, result.index, result.execution)
+    files = []
+    try:
+        for file in result.files:
+            trying.machine.stores.main.copy(file.key, prefix + file.name)
+            files.append(file.model_copy(update={"key": prefix + file.name}))
+    except NotFound:
+        return None  # someone has removed the parent's file: that task is run again
+    return result.model_copy(update={"files": files, "attempt": trying.name, "cost_usd": 0.0})
 
 
 def planned(handler: Handler, job: JobBase, context: PlanContext) -> Plan:
@@ -143,6 +158,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
         stores=machine.stores,
         now=machine.clock.now(),
         max_tasks=machine.policy.max_tasks,
+        keep_alive=trying.keep_alive,
     )
     return planned(handler, job, context)
 

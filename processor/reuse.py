@@ -9,6 +9,7 @@ read, never the history.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,10 +17,12 @@ import structlog
 from processor.errors import NotFound
 from processor.layout import execution_prefix, is_job_id, reuse_key, reuse_prefix
 from processor.models import JobBase, Output, RenderJob
-from processor.records import Manifest, Plan, TaskResult
+from processor.parallel import each_of
+from processor.records import Manifest, Plan, Task, TaskResult
 from processor.settled import manifests
 
 if TYPE_CHECKING:
+    from processor.attempt import Trying
     from processor.machine import Machine
 
 log = structlog.get_logger(__name__)
@@ -38,7 +41,7 @@ def findable(machine: Machine, manifest: Manifest) -> None:
 
 
 def reused_results(
-    machine: Machine, job: JobBase, plan: Plan, *, attempt: str, known: dict[int, TaskResult]
+    trying: Trying, job: JobBase, plan: Plan, *, known: Container[int]
 ) -> dict[int, TaskResult]:
     """Results of earlier jobs for tasks that have none yet, their files copied under this attempt.
 
@@ -49,26 +52,26 @@ def reused_results(
     """
     if not isinstance(job, RenderJob) or not job.reuse or not plan.shape:
         return {}
-    wanted = {task.hash: task.index for task in plan.tasks if task.index not in known}
+    wanted = {task.hash: task for task in plan.tasks if task.index not in known}
     found: dict[int, TaskResult] = {}
-    for manifest in manifests(machine.stores.main, _jobs(machine, plan)):
+    store = trying.machine.stores.main
+
+    def copy(offer: tuple[TaskResult, str]) -> TaskResult | None:
+        result, origin = offer
+        return _copied(trying, result, origin=origin, task=wanted[result.hash], plan=plan)
+
+    for manifest in manifests(store, _jobs(trying.machine, plan)):
         if not wanted:
             break
         if _output(manifest) != job.output:
             continue
-        for result in manifest.tasks:
-            if result.hash not in wanted or result.status != "done":
-                continue
-            copied = _copied(
-                machine,
-                result,
-                origin=manifest.job_id,
-                index=wanted[result.hash],
-                plan=plan,
-                attempt=attempt,
-            )
+        offered = {result.hash: result for result in manifest.tasks if result.status == "done"}
+        offers = [(offered[sha256], manifest.job_id) for sha256 in wanted if sha256 in offered]
+        for _, copied in each_of(copy, offers):
+            trying.keep_alive()
             if copied is not None:
-                found[wanted.pop(result.hash)] = copied
+                found[copied.index] = copied
+        wanted = {sha256: task for sha256, task in wanted.items() if task.index not in found}
     return found
 
 
@@ -80,27 +83,24 @@ def _jobs(machine: Machine, plan: Plan) -> list[str]:
     return list(itertools.islice(dict.fromkeys(found), MAX_JOBS))
 
 
-def _copied(
-    machine: Machine, result: TaskResult, *, origin: str, index: int, plan: Plan, attempt: str
-) -> TaskResult | None:
-    prefix = execution_prefix(plan.job_id, attempt, index, result.execution)
+def _copied(trying: Trying, result: TaskResult, *, origin: str, task: Task, plan: Plan) -> TaskResult | None:
+    prefix = execution_prefix(plan.job_id, trying.name, task.index, result.execution)
     files = []
     try:
         for file in result.files:
-            copy = machine.stores.main.copy(file.key, prefix + file.name)
+            copy = trying.machine.stores.main.copy(file.key, prefix + file.name)
             if copy.size_bytes != file.size_bytes:
                 return None
             files.append(file.model_copy(update={"key": prefix + file.name}))
     except NotFound:
-        log.info("reuse.files_gone", job_id=plan.job_id, origin=origin, task=index)
+        log.info("reuse.files_gone", job_id=plan.job_id, origin=origin, task=task.index)
         return None
-    task = next(task for task in plan.tasks if task.index == index)
     changes = {
-        "index": index,
+        "index": task.index,
         "files": files,
         "params": task.params,
         "seed": task.seed,
-        "attempt": attempt,
+        "attempt": trying.name,
         "cost_usd": 0.0,
         "reused_from": result.reused_from or origin,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -14,6 +14,7 @@ from handlers.render.graph import Graph, NamedFile, Target, nearest
 from handlers.render.policy import leads_out
 from handlers.render.settings import RenderSettings
 from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, StoreUnavailable, TaskFailed
+from processor.parallel import FEW, each
 from processor.records import InputFile
 from processor.store import ObjectInfo, Store, check_key
 
@@ -81,11 +82,36 @@ class InputResolver:
         self._settings = settings
         self._vet = vet
         self._found: dict[str, InputFile | None] = {}
+        self._standing: dict[str, ObjectInfo] = {}
+        """What the store has of the names that were looked up ahead."""
 
     @property
     def files(self) -> list[InputFile]:
         """All that was resolved, in the order of asking."""
         return [file for file in self._found.values() if file is not None]
+
+    def look_up(self, values: Iterable[str], keep_alive: Callable[[], None]) -> None:
+        """Ask the store about many names at once, before each is resolved in its turn.
+
+        What is not found, or not allowed, is left to `resolve`, which says where it stands; so
+        are a few, which need no haste.
+
+        Cost: 1 or 2 requests per name, several at a time.
+        """
+        names = [self._inputs.get(plain_name(value)[0]) or plain_name(value)[0] for value in values]
+        wanted = [name for name in dict.fromkeys(names) if not is_url(name) and not leads_out(name)]
+        if len(wanted) <= FEW:
+            return
+        for name, info in each(self._look_ahead, wanted):
+            keep_alive()
+            if info is not None:
+                self._standing[name] = info
+
+    def _look_ahead(self, name: str) -> ObjectInfo | None:
+        try:
+            return self._look(name, name)
+        except JobInvalid:
+            return None
 
     def resolve(self, value: str, target: Target) -> InputFile | None:
         """The source of one file input; None where the attached server must have it.
@@ -119,10 +145,10 @@ class InputResolver:
         wanted = source or name
         if is_url(wanted):
             return self._freeze_url(value, wanted, place)
-        for key in self._candidates(wanted):
-            if (info := self._stat(key, place)) is not None:
-                self._check_size(info, place)
-                return InputFile(name=value, source=key, version=info.version)
+        info = self._standing.get(wanted) or self._look(wanted, place)
+        if info is not None:
+            self._check_size(info, place)
+            return InputFile(name=value, source=info.key, version=info.version)
         if source is None and self._settings.engine == "attached":
             return None
         looked = " and ".join(self._candidates(wanted))
@@ -132,6 +158,10 @@ class InputResolver:
             mend="Upload it there, or say in `inputs` which key or URL it is",
             kind=ErrorKind.BAD_INPUT,
         )
+
+    def _look(self, name: str, place: str) -> ObjectInfo | None:
+        found = (self._stat(key, place) for key in self._candidates(name))
+        return next((info for info in found if info is not None), None)
 
     def _candidates(self, name: str) -> list[str]:
         return list(dict.fromkeys([f"{self._folder}/{name}" if self._folder else name, name]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +124,14 @@ def _planned(
     targets = _file_targets(base, schema, job.inputs)
     resolver = InputResolver(job.inputs, context.stores.main, drop_key=context.drop_key, settings=settings)
     finder = ModelFinder(context.stores.models, settings, schema, bucketless=context.bucketless)
-    drafts = _drafts(base, rows, task_sets, targets, resolver=resolver, finder=finder)
+    values = _all_values(base, task_sets, targets)
+    resolver.look_up(values, context.keep_alive)
+    drafts = []
+    for draft in _drafts(base, rows, task_sets, targets, resolver=resolver, finder=finder):
+        context.keep_alive()
+        drafts.append(draft)
     finder.raise_missing()
-    resolver.check_all_used(_all_values(base, task_sets, targets) if job.inputs else ())
+    resolver.check_all_used(values)
     models = list(dict.fromkeys((*workflow.models, *(model for draft in drafts for model in draft.models))))
     return Plan(
         job_id=context.job_id,
@@ -313,9 +318,8 @@ def _drafts(
     *,
     resolver: InputResolver,
     finder: ModelFinder,
-) -> list[_Draft]:
+) -> Iterator[_Draft]:
     parts, base_weight = graph_hash_parts(base), weight_of(base)
-    drafts: list[_Draft] = []
     for row, sets in zip(rows, task_sets, strict=True):
         graph = applied(base, sets)
         changed = {change.node for change in sets}
@@ -328,8 +332,7 @@ def _drafts(
         own = parts | graph_hash_parts({node_id: graph[node_id] for node_id in changed})
         weight = weight_of(graph) if any(change.input in WEIGHTY for change in sets) else base_weight
         models = tuple(finder.find(graph))
-        drafts.append(_Draft(row, sets, _seed_of(graph), models, task_hash(own, digests), weight))
-    return drafts
+        yield _Draft(row, sets, _seed_of(graph), models, task_hash(own, digests), weight)
 
 
 def _seed_of(graph: Graph) -> int | None:

@@ -18,14 +18,13 @@ from typing import Self, cast
 
 from greenlet import getcurrent, greenlet
 
-from processor.attempt import Claim
 from processor.clock import StoreClock
 from processor.errors import ErrorKind
 from processor.execute import Execution
 from processor.expand import expand
 from processor.fanout import FanOut
 from processor.handler import Stores, Work
-from processor.inbox import Drop
+from processor.keeping import KeptLease
 from processor.launch import Launcher
 from processor.leases.authority import Authority
 from processor.leases.lease import Lease, Leases
@@ -152,8 +151,7 @@ class Night:
         plan = _plan(job_id, tasks, grouped=self.choice.grouped)
         job = RenderJob(kind="render", workflow="model")
         lease = Lease(job_id, 1, "n", EPOCH + timedelta(days=30))
-        claim = Claim(Drop(f"inbox/{job_id}.json", "v1", 1, EPOCH), lease)
-        FanOut(self._machine, claim, "1-n", job=job, plan=plan).run({})
+        FanOut(self._machine, KeptLease(self._machine, lease), "1-n", job=job, plan=plan).run({})
         self.report.tasks += len(plan.tasks)
         # As tests/unit/test_bounds.py counts them: a job, its pages, and two a task.
         self.report.store_requests += 11 + 2 * len(plan.tasks)

@@ -42,6 +42,7 @@ from processor.datasets import Frozen
 from processor.errors import LeaseLost
 from processor.fanout import FanOut
 from processor.inbox import Drop, Inbox, scan
+from processor.keeping import KeptLease
 from processor.layout import DATASETS_INBOX, dataset_record_key, manifest_key
 from processor.leases.authority import Authority, Founding
 from processor.leases.lease import Lease, Leases
@@ -134,9 +135,9 @@ def _over_by_the_time_of_the_reply(self: Leases, job_id: str, epoch: int, entry:
 _acquire, _over = Leases.acquire, Leases._over
 
 
-def _renew_after_a_while(self: FanOut, machine: Machine, *args: Any, **named: Any) -> None:
-    _begin(self, machine, *args, **named)
-    self._renew_at = machine.clock.monotonic() + machine.policy.renew_s
+def _renew_after_a_while(self: FanOut, machine: Machine, kept: KeptLease, *args: Any, **named: Any) -> None:
+    _begin(self, machine, kept, *args, **named)
+    kept.due = machine.clock.monotonic() + machine.policy.renew_s
 
 
 _begin = FanOut.__init__
@@ -245,7 +246,7 @@ def _own_plan(trying: Trying, job: Any) -> Any:
     return trying.plan
 
 
-def _adopt_anything(store: Any, past: Any, wanted: Any, *, limit_bytes: int) -> Any:
+def _adopt_anything(store: Any, past: Any, wanted: Any, *, limit_bytes: int, **_: Any) -> Any:
     found = {}
     for key in past.result_keys:
         result = history._read(store, key, TaskResult, limit_bytes)

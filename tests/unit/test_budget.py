@@ -9,7 +9,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from processor.handler import Stores, TaskContext, TaskOutput, Work
+from processor.dispatch import process
+from processor.errors import ErrorKind
+from processor.handler import Stop, Stores, TaskContext, TaskOutput, Work
 from processor.launch import LocalConfig, LocalLauncher
 from processor.machine import Machine
 from processor.run import RunReport, run
@@ -141,6 +143,25 @@ def test_runners_count_each_others_spending(bench: Bench) -> None:
     first.budget.write(("a-0123456789abcdef", "1-a"))
     second.budget.add(("b-0123456789abcdef", "1-b"), 2.0)
     assert second.budget.spent_usd() == pytest.approx(9.0)
+
+
+def test_what_a_stopped_runner_had_spent_counts(tmp_path: Path) -> None:
+    """A job that is given back has cost what ran to its end meanwhile, or in part."""
+    stops: list[Stop] = []
+
+    def script(_work: Work, _context: TaskContext) -> TaskOutput:
+        stops[0].set(ErrorKind.PREEMPTED)
+        return TaskOutput([], seconds=2.0)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1), clock=ManualClock(NOON))
+    bench.with_policy(priced=True, max_job_cost_usd=1000.0, max_day_cost_usd=1000.0)
+    bench.drop(job(5))
+    machine = dear(bench)
+    stops.append(machine.stop)
+    (claim,) = tick(machine, capacity=1).claims
+    assert process(machine, claim) is None
+    machine.close()
+    assert dear(bench).budget.spent_usd() >= 2.0  # the next one may have begun
 
 
 def test_an_idle_bucket_and_jobs_that_cost_nothing_ask_nothing(tmp_path: Path) -> None:

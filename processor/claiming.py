@@ -10,14 +10,14 @@ import structlog
 
 from processor.attempt import Claim
 from processor.discard import try_discard
-from processor.errors import ForeignAuthority, StoreError
+from processor.errors import AccessDenied, ForeignAuthority, StoreError
 from processor.events import JobClaimed
 from processor.inbox import Drop, Inbox
 from processor.leases.lease import Lease
 from processor.machine import Machine
 from processor.parallel import each_of
 from processor.peek import Peeked, peek
-from processor.tick_report import TickReport
+from processor.tick_report import Glance, TickReport
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +96,7 @@ def _take(machine: Machine, report: TickReport, inbox: Inbox, peeked: Peeked) ->
 def _put_urgent_ones_first(
     machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
 ) -> None:
-    """Look behind a long queue: who drops something urgent has just done so.
+    """Glance behind a long queue: who drops something urgent has just done so.
 
     Cost: 1 request for each of the last few drops, which is not made again when their turn comes.
     """
@@ -105,7 +105,7 @@ def _put_urgent_ones_first(
     urgent = {
         drop
         for drop, peeked in report.glanced.items()
-        if peeked is not None and peeked.state == "ready" and peeked.priority > 0
+        if isinstance(peeked, Peeked) and peeked.state == "ready" and peeked.priority > 0
     }
     if urgent:
         inbox.due.sort(key=lambda drop: drop not in urgent)  # stable: the others keep their order
@@ -114,7 +114,7 @@ def _put_urgent_ones_first(
 def _look_further(
     machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
 ) -> None:
-    """Look at the next drops, oldest first, until so many are ready or none is left."""
+    """Glance at the next drops, oldest first, until so many are ready or none is left."""
     while report.looked < len(inbox.due) and len(report.ready) < wanted and not report.out_of_reach:
         end = report.looked + min(wanted - len(report.ready), _AT_ONCE)
         drops = inbox.due[report.looked : end]
@@ -151,13 +151,16 @@ def _still_true(peeked: Peeked, lease: Lease) -> Peeked | None:
     return peeked if lease.epoch == 1 else None
 
 
-def _peek_all(machine: Machine, drops: list[Drop]) -> Iterable[tuple[Drop, Peeked | None]]:
+def _peek_all(machine: Machine, drops: list[Drop]) -> Iterable[tuple[Drop, Glance]]:
     return each_of(partial(_peek, machine), drops)
 
 
-def _note(machine: Machine, drop: Drop, peeked: Peeked | None, report: TickReport) -> None:
+def _note(machine: Machine, drop: Drop, peeked: Glance, report: TickReport) -> None:
     if peeked is None:
         report.failures += 1
+        return
+    if isinstance(peeked, AccessDenied):
+        report.refused_keys.append(drop.key)
         return
     match peeked.state:
         case "ready":
@@ -172,10 +175,13 @@ def _note(machine: Machine, drop: Drop, peeked: Peeked | None, report: TickRepor
             pass  # nothing is inferred from one answer; the next listing tells
 
 
-def _peek(machine: Machine, drop: Drop) -> Peeked | None:
+def _peek(machine: Machine, drop: Drop) -> Glance:
     now = machine.clock.now()
     try:
         return peek(machine.stores.main, drop, policy=machine.policy, place=machine.launcher.place, now=now)
+    except AccessDenied as error:  # of this file, it may be; the others are looked at all the same
+        log.warning("drop.refused", key=drop.key, why=str(error))
+        return error
     except StoreError as error:
         log.warning("drop.not_read", key=drop.key, why=str(error))
         return None

@@ -6,6 +6,7 @@ Cost follows what is pending, never the history; no state is kept per object.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
@@ -132,12 +133,19 @@ class Inbox:
         return any(not (drop.version or drop.emitted_id) or drop.job_id == job_id for drop in drops)
 
 
-def scan(store: Store, *, keep: int, night: Night | bool = False) -> Inbox:
+def scan(
+    store: Store,
+    *,
+    keep: int,
+    night: Night | bool = False,
+    dated: Callable[[datetime], None] = lambda _: None,
+) -> Inbox:
     """List the inbox once.
 
     Args:
         keep: how many due drops to keep, the oldest; memory is bounded by it.
         night: whether drops under `inbox/nightly/` are due, too; a window is asked by the store's clock.
+        dated: told the store's time as the first page comes; the others may take minutes.
     Cost: 1 request per 1,000 objects in the inbox, at least 1.
     """
     found: Inbox | None = None
@@ -146,6 +154,7 @@ def scan(store: Store, *, keep: int, night: Night | bool = False) -> Inbox:
     for page in store.list(INBOX, versions=store.capabilities.versions):
         if found is None:
             found = Inbox(page.date)
+            dated(page.date)
             night_open = night if isinstance(night, bool) else night.is_open(page.date)
         due = _due(found, page.objects, night_open)
         found.pending += len(due)

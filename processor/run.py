@@ -141,7 +141,8 @@ class _Loop:
         self._problem_logged: str | None = None
         self._sweep_at = machine.clock.monotonic()
         self._last: TickReport | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._looked_until = 0.0
+        """When the last look at the inbox began and ended."""
         self._mornings = Mornings(machine, announce=announcing(machine))
         self._reporting: Future[None] | None = None
 
@@ -157,7 +158,7 @@ class _Loop:
                     self._sweep_now_and_then(pool)
                 self._wake.wait(self._pause_s(tick_report))
         if not stop.is_set() and self._report.problem is None:
-            self._report.problem = self._left_behind() if once else None
+            self._report.problem = (self._left_behind() or self._refused()) if once else None
             self._mornings.look()
             if once and self._night_open:
                 self._mornings.tell_early()
@@ -185,6 +186,7 @@ class _Loop:
         self._wake.take_news()
         self._looked_at = self._machine.clock.monotonic()
         report = self._last = self._tick(busy)
+        self._looked_until = self._machine.clock.monotonic()
         return self._start_all(pool, report, report.claims)
 
     def _start_all(self, pool: Executor, report: TickReport, claims: list[Claim]) -> TickReport:
@@ -193,10 +195,11 @@ class _Loop:
         return report
 
     def _is_fresh(self, report: TickReport) -> bool:
-        age_s = self._machine.clock.monotonic() - self._looked_at
+        age_s = self._machine.clock.monotonic() - self._looked_until
         if self._wake.has_news or 0.0 in self._rests_s():
             return False
-        return age_s < min(_FRESH_S, report.next_wake_s)
+        # A full inbox takes minutes to list: the look must be worth that.
+        return age_s < min(max(_FRESH_S, self._looked_until - self._looked_at), report.next_wake_s)
 
     def _claim_more(self, report: TickReport, busy: set[str]) -> list[Claim]:
         capacity = self._concurrency - len(busy)
@@ -277,6 +280,14 @@ class _Loop:
         if not left:
             return None
         return f"given back {_GIVE_UP_AFTER} times and left in the inbox: {', '.join(left)}; the log says why"
+
+    def _refused(self) -> str | None:
+        """What it leaves there, since it may not read it."""
+        keys = self._last.refused_keys if self._last else []
+        if not keys:
+            return None
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        return f"{keys[0]}{more} could not be read and stay in the inbox: access was denied"
 
     def _finished(self, report: TickReport) -> bool:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -18,6 +19,7 @@ from processor.tick_report import TickReport
 log = structlog.get_logger(__name__)
 
 _STALE_CANCEL = timedelta(hours=1)
+_REMOVING_S = 10.0
 
 
 def tick(
@@ -35,10 +37,9 @@ def tick(
     """
     report = TickReport()
     try:
-        sent_at = machine.clock.monotonic()
+        set_clock = partial(machine.clock.sync, sent_at=machine.clock.monotonic())
         night = (machine.policy.night or False) if night_open is None else night_open
-        inbox = scan(machine.stores.main, keep=machine.policy.scan_keep, night=night)
-        machine.clock.sync(inbox.date, sent_at=sent_at)
+        inbox = scan(machine.stores.main, keep=machine.policy.scan_keep, night=night, dated=set_clock)
         machine.authority.check()
     except ForeignAuthority as error:
         report.problem, report.refused = str(error), "authority"
@@ -47,7 +48,7 @@ def tick(
         report.problem = str(error)
         return report
     report.inbox, report.pending, report.paused = inbox, inbox.pending, inbox.paused
-    _discard_superseded(machine, inbox, busy)
+    _discard_superseded(machine, report, inbox, busy)
     if not inbox.paused and not machine.stop.is_set():
         # What it dropped is in the next listing.
         report.young += len(machine.recurring.emit_due(machine, inbox, zone=machine.policy.zone))
@@ -56,7 +57,7 @@ def tick(
         report.folders = look_at_folders(machine, inbox)
         # Frozen just now, or as soon as the next listing agrees: worth another look at once.
         report.young += sum(look in ("soon", "frozen") for look in report.folders.values())
-    _tidy(machine, inbox, busy)
+    _tidy(machine, report, inbox, busy)
     return report
 
 
@@ -70,22 +71,42 @@ def _out_of_money(machine: Machine, report: TickReport) -> bool:
     return True
 
 
-def _discard_superseded(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
-    """Remove versions that newer ones replaced, as far as nobody runs them."""
+def _discard_superseded(machine: Machine, report: TickReport, inbox: Inbox, busy: Collection[str]) -> None:
+    """Remove versions that newer ones replaced, as far as nobody runs them; the rest is held."""
+    share = _Share(machine, report)
     for drop in inbox.superseded:
-        if drop.job_id in busy or not try_discard(machine, drop):
+        if drop.job_id in busy or share.is_used_up or not try_discard(machine, drop):
             inbox.held.add(drop.key)
 
 
-def _tidy(machine: Machine, inbox: Inbox, busy: Collection[str]) -> None:
+def _tidy(machine: Machine, report: TickReport, inbox: Inbox, busy: Collection[str]) -> None:
     """Remove what would otherwise lie about: delete markers, stale cancel requests."""
+    share = _Share(machine, report)
     for item in inbox.litter:
-        if item.key not in inbox.held:
+        if item.key not in inbox.held and not share.is_used_up:
             _quietly(machine, item.key, item.version)
     for job_id, request in inbox.cancels.items():
         stale = inbox.date - request.modified > _STALE_CANCEL
-        if stale and job_id not in busy and not inbox.may_be_pending(job_id):
+        if stale and job_id not in busy and not inbox.may_be_pending(job_id) and not share.is_used_up:
             _quietly(machine, request.key, request.version)
+
+
+class _Share:
+    """The time that one pass spends on removing: who deletes thousands of drops by name leaves two
+    versions of each, and what is due must not wait until they are gone."""
+
+    def __init__(self, machine: Machine, report: TickReport) -> None:
+        self._machine = machine
+        self._report = report
+        self._until = machine.clock.monotonic() + _REMOVING_S
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the rest is left to the next pass, which then comes soon."""
+        if not self._machine.stop.is_set() and self._machine.clock.monotonic() < self._until:
+            return False
+        self._report.unfinished = True
+        return True
 
 
 def _quietly(machine: Machine, key: str, version: str) -> None:

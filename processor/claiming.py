@@ -119,7 +119,7 @@ def _look_further(
         end = report.looked + min(wanted - len(report.ready), _AT_ONCE)
         drops = inbox.due[report.looked : end]
         report.looked += len(drops)
-        report.leased += sum(drop.key in inbox.held for drop in drops)
+        _count_held(drops, inbox, report)
         unknown = _unknown(drops, inbox, busy)
         seen = report.glanced | dict(
             _peek_all(machine, [drop for drop in unknown if drop not in report.glanced])
@@ -127,6 +127,15 @@ def _look_further(
         for drop in unknown:
             _note(machine, drop, seen[drop], report)
     report.ready.sort(key=lambda peeked: -peeked.priority)  # stable: equal ones stay in order of age
+
+
+def _count_held(drops: list[Drop], inbox: Inbox, report: TickReport) -> None:
+    for drop in drops:
+        if drop.key in inbox.stuck:
+            report.stuck += 1
+            report.why_not = inbox.stuck[drop.key]
+        elif drop.key in inbox.held:
+            report.leased += 1
 
 
 def _unknown(drops: list[Drop], inbox: Inbox, busy: Collection[str]) -> list[Drop]:
@@ -156,17 +165,18 @@ def _peek_all(machine: Machine, drops: list[Drop]) -> Iterable[tuple[Drop, Glanc
 
 
 def _note(machine: Machine, drop: Drop, peeked: Glance, report: TickReport) -> None:
-    if peeked is None:
-        report.failures += 1
-        return
     if isinstance(peeked, AccessDenied):
         report.refused_keys.append(drop.key)
+        return
+    if isinstance(peeked, StoreError):
+        _fail(report, peeked)
         return
     match peeked.state:
         case "ready":
             report.ready.append(peeked)
         case "superseded":
-            try_discard(machine, drop)
+            with suppress(StoreError):  # the next listing has it still
+                try_discard(machine, drop)
         case "young":
             report.young += 1
         case "later" | "elsewhere":
@@ -184,15 +194,20 @@ def _peek(machine: Machine, drop: Drop) -> Glance:
         return error
     except StoreError as error:
         log.warning("drop.not_read", key=drop.key, why=str(error))
-        return None
+        return error
 
 
 def _acquire(machine: Machine, drop: Drop, report: TickReport) -> Lease | None:
-    lease = None
     try:
         lease = machine.leases.acquire(drop.job_id, nonce=machine.nonce())
     except StoreError as error:
         log.warning("lease.not_acquired", key=drop.key, why=str(error))
-        report.failures += 1
+        _fail(report, error)
+        return None
     report.leased += lease is None
     return lease
+
+
+def _fail(report: TickReport, error: StoreError) -> None:
+    report.failures += 1
+    report.why_not = str(error)

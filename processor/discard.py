@@ -10,7 +10,7 @@ import structlog
 
 from processor.commit import elect_none, enact, standing
 from processor.effects import run_effects
-from processor.errors import DropbatchError
+from processor.errors import DropbatchError, StoreError
 from processor.inbox import Drop
 from processor.leases.lease import Lease
 from processor.machine import Machine
@@ -49,6 +49,8 @@ def try_discard(machine: Machine, drop: Drop) -> bool:
 
     Returns:
         Whether it is gone.
+    Raises:
+        StoreError: it is there still, or it may be; logged already.
     Cost: 1 request and 3 of the lease store.
     """
     if not drop.version:
@@ -64,5 +66,7 @@ def try_discard(machine: Machine, drop: Drop) -> bool:
         machine.leases.release(lease)
     except DropbatchError as error:
         log.warning("drop.not_discarded", key=drop.key, why=str(error))
+        if isinstance(error, StoreError):
+            raise
         return False
     return True

@@ -122,6 +122,8 @@ class Inbox:
     """Keys of which an older version is still there, since somebody runs it or a store failed.
     What stands above stays until that is gone: settled first, it would uncover the older
     one, which would then run."""
+    stuck: dict[str, str] = field(default_factory=dict)
+    """Of those held: what a store said that did not let the older version go."""
     top: ObjectInfo | None = None
     """While scanning: what stands at the key that is being listed."""
 

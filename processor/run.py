@@ -18,6 +18,7 @@ from processor.errors import StoreError
 from processor.machine import Machine
 from processor.nightly import Mornings, announcing
 from processor.records import Manifest, Outcome
+from processor.spelling import plural
 from processor.sweep import sweep
 from processor.tick import tick
 from processor.tick_report import TickReport
@@ -27,7 +28,7 @@ log = structlog.get_logger(__name__)
 _SWEEP_EVERY_S = 3600.0
 _MAX_REST_S = 600.0
 _GIVE_UP_AFTER = 5
-"""With `once`, so many times a job is given back before the run leaves it in the inbox."""
+"""With `once`, so many times a job is given back, or nothing can be claimed, before the run leaves it."""
 _FRESH_S = 10.0
 """For so long jobs are claimed from the last look at the inbox; unless something was dropped."""
 
@@ -111,7 +112,8 @@ def run(
         When `machine.stop` is set (running tasks are asked to end, leases are given back),
         or with `once` when the inbox holds nothing this runner could still do; what another
         runner has leased is waited for, since that runner may have died. A job that can't be
-        brought to its end (a store refuses) is tried again ever later; with `once` five times in all.
+        claimed or brought to its end (a store refuses) is tried again ever later; with `once`
+        five times in all.
     """
     loop = _Loop(machine, concurrency, period_s, wake or Wake(), on_tick=on_tick, night_open=night_open)
     return loop.run(once=once)
@@ -141,6 +143,8 @@ class _Loop:
         self._problem_logged: str | None = None
         self._sweep_at = machine.clock.monotonic()
         self._last: TickReport | None = None
+        self._fruitless = 0
+        """So many looks in a row found what could not be claimed, and nothing else."""
         self._looked_at = self._looked_until = 0.0
         """When the last look at the inbox began and ended."""
         self._mornings = Mornings(machine, announce=announcing(machine))
@@ -158,7 +162,7 @@ class _Loop:
                     self._sweep_now_and_then(pool)
                 self._wake.wait(self._pause_s(tick_report))
         if not stop.is_set() and self._report.problem is None:
-            self._report.problem = (self._left_behind() or self._refused()) if once else None
+            self._report.problem = self._why_left() if once else None
             self._mornings.look()
             if once and self._night_open:
                 self._mornings.tell_early()
@@ -223,6 +227,7 @@ class _Loop:
         busy = busy | self._resting_ids()
         report = tick(self._machine, capacity=capacity, busy=busy, night_open=self._night_open)
         self._note_problem(report)
+        self._fruitless = self._fruitless + 1 if report.unclaimed and not report.claims else 0
         if self._on_tick:
             self._on_tick(report)
         return report
@@ -254,13 +259,17 @@ class _Loop:
 
     def _let_rest(self, job_id: str) -> None:
         """What refused a job a moment ago (a key, a cap, a full disk) mostly refuses it still."""
-        now, rest_s = self._machine.clock.monotonic(), self._machine.policy.rest_s
+        now = self._machine.clock.monotonic()
         before = self._resting.get(job_id)
         times = before.times + 1 if before else 1
-        self._resting[job_id] = _Rest(times, now + min(_MAX_REST_S, rest_s * 2 ** (times - 1)))
+        self._resting[job_id] = _Rest(times, now + self._rest_s(times))
         for other, rest in list(self._resting.items()):
             if now - rest.until > _MAX_REST_S:  # long gone, or somebody else's
                 del self._resting[other]
+
+    def _rest_s(self, times: int) -> float:
+        """How long what has failed so many times is left alone."""
+        return float(min(_MAX_REST_S, self._machine.policy.rest_s * 2 ** min(times - 1, 32)))
 
     def _rests_s(self, *, fewer_than: int = sys.maxsize) -> list[float]:
         """How much longer those rest whose turn has not come since, of those given back less often."""
@@ -268,6 +277,10 @@ class _Loop:
         with self._lock:
             rests = [rest for rest in self._resting.values() if rest.until > self._looked_at]
         return [max(0.0, rest.until - now) for rest in rests if rest.times < fewer_than]
+
+    def _why_left(self) -> str | None:
+        """Why a run that ends leaves something in the inbox that was due."""
+        return self._left_behind() or self._refused() or self._unclaimed()
 
     def _left_behind(self) -> str | None:
         """What a run that ends leaves in the inbox, since it could not bring it to its end."""
@@ -289,19 +302,33 @@ class _Loop:
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         return f"{keys[0]}{more} could not be read and stay in the inbox: access was denied"
 
+    def _unclaimed(self) -> str | None:
+        """What it leaves there, since a store failed."""
+        if self._last is None or not self._last.unclaimed:
+            return None
+        jobs = plural(self._last.unclaimed, "job")
+        return f"{jobs} could not be claimed and are left in the inbox: {self._last.why_not}"
+
     def _finished(self, report: TickReport) -> bool:
         with self._lock:
             if self._busy or report.claims:
                 return False
         if self._rests_s(fewer_than=_GIVE_UP_AFTER):
             return False
-        return report.problem is not None or report.paused or not (report.young or report.leased)
+        if report.problem is not None or report.paused:
+            return True
+        if report.young or report.leased:
+            return False
+        return not report.unclaimed or self._fruitless >= _GIVE_UP_AFTER
 
     def _pause_s(self, report: TickReport) -> float:
         with self._lock:
             full = len(self._busy) >= self._concurrency
         # A full runner is woken by whichever job ends; it need not look before.
-        return self._period_s if full else min(report.next_wake_s, self._period_s, *self._rests_s())
+        if full:
+            return self._period_s
+        again_s = [self._rest_s(self._fruitless)] if self._fruitless else []
+        return min(report.next_wake_s, self._period_s, *again_s, *self._rests_s())
 
 
 def _sweep_quietly(machine: Machine) -> None:

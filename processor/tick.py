@@ -12,7 +12,7 @@ from processor.claiming import claim
 from processor.discard import try_discard
 from processor.errors import ForeignAuthority, StoreError
 from processor.folders import look_at_folders
-from processor.inbox import Inbox, scan
+from processor.inbox import Drop, Inbox, scan
 from processor.machine import Machine
 from processor.tick_report import TickReport
 
@@ -75,8 +75,16 @@ def _discard_superseded(machine: Machine, report: TickReport, inbox: Inbox, busy
     """Remove versions that newer ones replaced, as far as nobody runs them; the rest is held."""
     share = _Share(machine, report)
     for drop in inbox.superseded:
-        if drop.job_id in busy or share.is_used_up or not try_discard(machine, drop):
+        if drop.job_id in busy or share.is_used_up or not _is_discarded(machine, inbox, drop):
             inbox.held.add(drop.key)
+
+
+def _is_discarded(machine: Machine, inbox: Inbox, drop: Drop) -> bool:
+    try:
+        return try_discard(machine, drop)
+    except StoreError as error:
+        inbox.stuck[drop.key] = str(error)
+        return False
 
 
 def _tidy(machine: Machine, report: TickReport, inbox: Inbox, busy: Collection[str]) -> None:

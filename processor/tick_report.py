@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from processor.attempt import Claim
-from processor.errors import AccessDenied
+from processor.errors import StoreError
 from processor.folders import Look
 from processor.inbox import Drop, Inbox
 from processor.peek import Peeked
@@ -18,8 +18,8 @@ _MAX_REFUSED = 256
 _ASKING_S = 0.25
 """Between two passes, for each job that was found to be another runner's."""
 
-Glance = Peeked | AccessDenied | None
-"""What a drop says, that this runner may not read it, or None: it could not be read."""
+Glance = Peeked | StoreError
+"""What a drop says, or why it could not be read."""
 
 
 @dataclass(slots=True)
@@ -34,11 +34,15 @@ class TickReport:
     later: int = 0
     """Of those looked at: not due yet, or for another place."""
     leased: int = 0
-    """Of those looked at: another runner's, as far as could be told."""
+    """Of those looked at: another runner's."""
     folders: dict[str, Look] = field(default_factory=dict)
     """Dataset folders with something in them, and how far each is."""
     failures: int = 0
     """Of those looked at: could not be read, or their leases not be asked for."""
+    stuck: int = 0
+    """Of those looked at: an older version of theirs could not be removed."""
+    why_not: str | None = None
+    """What a store said of the last that failed or is stuck."""
     refused_keys: list[str] = field(default_factory=list)
     """Of those looked at: refused to this runner."""
     unfinished: bool = False
@@ -50,7 +54,7 @@ class TickReport:
     ready: list[Peeked] = field(default_factory=list)
     """Those found ready and not claimed yet."""
     glanced: dict[Drop, Glance] = field(default_factory=dict)
-    """What the last drops of a long queue say, until their turn comes; None could not be read."""
+    """What the last drops of a long queue say, until their turn comes."""
     problem: str | None = None
     """Why nothing could be done, for people."""
     refused: Literal["authority"] | None = None
@@ -67,6 +71,11 @@ class TickReport:
     def out_of_reach(self) -> bool:
         """Whether it is no use to ask for more in this pass."""
         return self.failures > _MAX_FAILURES or len(self.refused_keys) > _MAX_REFUSED
+
+    @property
+    def unclaimed(self) -> int:
+        """Of those looked at: left where they are, since a store failed."""
+        return self.failures + self.stuck
 
     @property
     def next_wake_s(self) -> float:

@@ -7,7 +7,7 @@ invariant is violated; how many that takes says how sharp the simulation is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -39,7 +39,7 @@ from processor import run as run_loop
 from processor.attempt import Claim, Trying
 from processor.clock import StoreClock
 from processor.datasets import Frozen
-from processor.errors import LeaseLost
+from processor.errors import LeaseLost, StoreError
 from processor.fanout import FanOut
 from processor.inbox import Drop, Inbox, scan
 from processor.keeping import KeptLease
@@ -225,10 +225,11 @@ def _peek_without_comparing() -> Iterator[None]:
         yield
 
 
-def _uncover_older_versions(machine: Machine, inbox: Inbox, busy: Any) -> None:
+def _uncover_older_versions(machine: Machine, _report: Any, inbox: Inbox, busy: Any) -> None:
     for drop in inbox.superseded:
         if drop.job_id not in busy:
-            discard.try_discard(machine, drop)
+            with suppress(StoreError):
+                discard.try_discard(machine, drop)
 
 
 def _emit_under_a_new_name(machine: Machine, job: Any, *, parent: str, name: str) -> str:

@@ -23,7 +23,7 @@ from processor.store.memory import MemoryStore
 from processor.sweep import sweep
 from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingLeases, CountingStore
-from processor.testing.faults import Fault, FaultPlan, FaultyStore
+from processor.testing.faults import Fault, FaultPlan, FaultyLeases, FaultyStore
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
 from processor.tick import tick
@@ -261,6 +261,53 @@ def test_what_is_given_back_is_tried_again_ever_later(
     assert sum(wake.waited_s) == pytest.approx(15.0, abs=0.1)
     assert (report.problem is None) == bool(outcomes)
     assert len(bench.keys("inbox/")) == (not outcomes)
+
+
+@pytest.mark.parametrize("refused", ["lease", "older version"])
+def test_a_run_ends_when_jobs_can_not_be_claimed(tmp_path: Path, refused: str) -> None:
+    """A full disk or a read-only lease store made `--once` look every two seconds, for ever."""
+    fault = Fault("create", key="lease/", error=lambda: AccessDenied("no space left on device"))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file))
+    bench.drop(JOB)
+    if refused == "older version":
+        bench.drop(JOB)
+    fault.times = 99
+    machine = bench.machine(leases=FaultyLeases(bench.leases, FaultPlan(fault)))
+    wake = SkippingWake(bench)
+    report = run(machine, once=True, wake=wake)
+    machine.close()
+    assert (report.outcomes, report.given_back) == ({}, 0)
+    assert report.problem is not None
+    assert "could not be claimed" in report.problem
+    assert "no space left on device" in report.problem
+    assert sum(wake.waited_s) == pytest.approx(15.0, abs=0.1)
+
+
+def test_a_lease_store_that_refuses_for_a_moment_costs_nothing(tmp_path: Path) -> None:
+    """The run waits a little and goes on."""
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file))
+    bench.drop(JOB)
+    machine = bench.machine(leases=FaultyLeases(bench.leases, FaultPlan(Fault("create", key="lease/"))))
+    report = run(machine, once=True, wake=SkippingWake(bench))
+    machine.close()
+    assert (report.outcomes, report.problem) == ({"done": 1}, None)
+
+
+def test_a_runner_that_stays_looks_ever_more_rarely_where_it_is_refused(tmp_path: Path) -> None:
+    """Each look asks for, and logs, the same again."""
+    fault = Fault("create", key="lease/", times=99)
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file))
+    bench.drop(JOB)
+    machine = bench.machine(leases=FaultyLeases(bench.leases, FaultPlan(fault)))
+    wake = SkippingWake(bench)
+
+    def not_for_ever(_report: TickReport) -> None:
+        if len(wake.waited_s) == 9:
+            machine.stop.set(ErrorKind.CANCELLED)
+
+    run(machine, wake=wake, on_tick=not_for_ever)
+    machine.close()
+    assert wake.waited_s[:9] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def runners_die(bench: Bench, times: int) -> None:

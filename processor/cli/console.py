@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,9 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment, Segments
 from rich.table import Table
+from rich.text import Text
 
 _PIPED_WIDTH = 240
+_SHORT = 24
+"""A column with no longer cells is not folded."""
 
 Moved = Callable[[int], object]
 """Told how many more bytes have been moved. Thread-safe."""
@@ -78,14 +83,40 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without rules, its last column cut to fit. Cells are Rich markup: escape what users wrote."""
+    """A table without rules. Cells are Rich markup: escape what users wrote.
+
+    The first column and those of short words keep their content, the others are folded to fit.
+    """
     made = Table(box=None, pad_edge=False, header_style="dim")
+    filled = list(rows)
     for position, column in enumerate(columns):
-        last = position == len(columns) - 1
-        made.add_column(column, overflow="ellipsis" if last else "fold", no_wrap=last or position == 0)
-    for row in rows:
+        longest = max((Text.from_markup(row[position]).cell_len for row in filled), default=0)
+        made.add_column(column, overflow="fold", no_wrap=position == 0 or longest <= _SHORT)
+    for row in filled:
         made.add_row(*row)
     return made
+
+
+def print_notes_below(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> None:
+    """A table of short columns, in which a row may have a note, on a line of its own below it.
+
+    Where a terminal is too narrow the first column has a line of its own, too: nothing is lost.
+    """
+    to = out()
+    whole = table(columns, [row for row, _ in rows])
+    narrow = to.measure(whole, options=to.options.update(width=_PIPED_WIDTH * 2)).maximum > to.width
+    if narrow:
+        whole = table(columns[1:], [row[1:] for row, _ in rows])
+        to.print(columns[0], style="dim", soft_wrap=True)
+    indent = [Segment("  ")] if narrow else []
+    head, *lines = ([*indent, *line, Segment.line()] for line in to.render_lines(whole, pad=False))
+    to.print(Segments(head), end="")
+    for line, (row, below) in zip(lines, rows, strict=True):
+        if narrow:
+            to.print(row[0], soft_wrap=True)
+        to.print(Segments(line), end="")
+        if below:
+            to.print(Padding(below, (0, 0, 0, 4), expand=False))
 
 
 def ago(then: datetime, now: datetime) -> str:

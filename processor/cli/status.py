@@ -75,7 +75,7 @@ def _bucket(store: Store, *, limit: int, days: int, as_json: bool) -> None:
     _print_inbox(inbox, pending, now)
     if finished:
         rows = [_finished_row(manifest, now) for manifest in finished]
-        console.print_table(["finished", "", "tasks", "files", "engine", "cost", ""], rows)
+        console.print_notes_below(["finished", "", "tasks", "files", "engine", "cost", ""], rows)
     elif not pending:
         console.note(f"nothing finished in the last {days} days")
 
@@ -213,20 +213,20 @@ def _waiting_json(item: Waiting) -> dict[str, Any]:
     }
 
 
-def _finished_row(manifest: Manifest, now: datetime) -> list[str]:
+def _finished_row(manifest: Manifest, now: datetime) -> tuple[list[str], str]:
+    """The row, and the job's error, which has a line of its own."""
     from processor.report import error_line
     from processor.spelling import duration
 
     facts = summary(manifest)
     done, total = facts["tasks_done"], facts["tasks"]
-    return [
+    row = [
         escape(manifest.job_id),
         console.word(manifest.outcome.value),
         f"{done:,}" if done == total else f"{done:,}/{total:,}",
         f"{facts['files']:,}",
         duration(manifest.seconds),
         f"${manifest.cost_usd:,.2f}" if manifest.cost_usd else "",
-        escape(error_line(manifest.error)[:120])
-        if manifest.error
-        else console.ago(manifest.finished_at, now),
+        console.ago(manifest.finished_at, now),
     ]
+    return row, escape(error_line(manifest.error)[:120]) if manifest.error else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,25 @@ def test_status_lists_what_waits_and_what_has_ended(
     assert finished["good"] in told
     assert waiting in told
     assert len(dropbatch("status", "--json", "-n", 1).json["finished"]) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 240])
+def test_status_loses_nothing_on_a_narrow_terminal(
+    dropbatch: Dropbatch, finished: dict[str, str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """One job with an error left the others without their outcomes."""
+    monkeypatch.setattr("processor.cli.console._PIPED_WIDTH", width)
+    lines = dropbatch("status").out.splitlines()
+    assert max(map(len, lines)) <= width
+
+    def said_of(job: str) -> str:
+        first = next(number for number, line in enumerate(lines) if line.startswith(job))
+        return " ".join(" ".join(lines[first : first + 2]).split())
+
+    assert re.match(rf"{finished['good']} done 2 2 [\d.]+ s \d+ s ago", said_of(finished["good"]))
+    assert re.match(rf"{finished['half']} partial 1/2 1 [\d.]+ s \d+ s ago", said_of(finished["half"]))
+    assert re.search(r"broken-\w{16} *(\n +)?invalid ", "\n".join(lines))
+    assert "workflow: " in " ".join(lines)
 
 
 def test_status_of_one_job_by_the_beginning_of_its_id(

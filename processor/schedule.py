@@ -1,8 +1,8 @@
 """When things are due: the nightly window, and the times of a recurring template. Pure.
 
 Both are wall-clock times of a zone, turned into instants before they are compared, so that the
-days on which clocks change are no special case: a window that would open in the skipped hour
-opens when that hour is over, and one in the repeated hour opens once.
+days on which clocks change are no special case: a window that would open (or close) in the
+skipped hour does so in the instant of the change, and one in the repeated hour opens once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,24 @@ class Night:
         return Window(self._instant(day, self.start), self._instant(morning, self.end), morning)
 
     def _instant(self, day: date, at: time) -> datetime:
-        return datetime.combine(day, at, self.zone).astimezone(UTC)
+        early, late = (
+            datetime.combine(day, at.replace(fold=fold), self.zone).astimezone(UTC) for fold in (1, 0)
+        )
+        # Of a time that occurs twice the first (fold 0) is meant; of one that is skipped, it is the later.
+        return _change_between(early, late, self.zone) if early < late else late
+
+
+def _change_between(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
+    """The instant at which a zone's clocks change, to the second, which lies between these two."""
+    first, last = int(before.timestamp()), int(after.timestamp())
+    new = after.astimezone(zone).utcoffset()
+    while first < last:
+        middle = (first + last) // 2
+        if datetime.fromtimestamp(middle, zone).utcoffset() == new:
+            last = middle
+        else:
+            first = middle + 1
+    return datetime.fromtimestamp(last, UTC)
 
 
 class Schedule(Model):

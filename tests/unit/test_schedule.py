@@ -63,13 +63,25 @@ class TestNight:
         assert not night.is_open(berlin(2026, 11, 24, 6))
         assert night.is_open(berlin(2026, 11, 24, 22))
 
-    def test_a_window_that_would_open_in_the_skipped_hour_opens_once_it_is_over(self) -> None:
-        """On 2026-03-29 Berlin's clocks go from 02:00 to 03:00."""
-        night = Night(time(2, 30), time(7), BERLIN)
-        assert not night.is_open(datetime(2026, 3, 29, 0, 59, tzinfo=UTC))
-        assert night.is_open(datetime(2026, 3, 29, 1, 30, tzinfo=UTC))
+    @pytest.mark.parametrize("minute", [0, 1, 30, 59])
+    def test_a_window_that_would_open_in_the_skipped_hour_opens_as_clocks_change(self, minute: int) -> None:
+        """On 2026-03-29 Berlin's clocks go from 02:00 to 03:00; a later opening would be at 03:30."""
+        night = Night(time(2, minute), time(7), BERLIN)
+        assert not night.is_open(datetime(2026, 3, 29, 0, 59, 59, tzinfo=UTC))
+        assert night.is_open(datetime(2026, 3, 29, 1, tzinfo=UTC))
         window = night.begun(datetime(2026, 3, 29, 4, tzinfo=UTC))
-        assert window.closes - window.opens == timedelta(hours=3, minutes=30)
+        assert window.closes - window.opens == timedelta(hours=4)
+
+    def test_a_window_that_would_close_in_the_skipped_hour_closes_as_clocks_change(self) -> None:
+        window = Night(time(23), time(2, 30), BERLIN).begun(datetime(2026, 3, 29, tzinfo=UTC))
+        assert window.closes == datetime(2026, 3, 29, 1, tzinfo=UTC)
+
+    def test_half_an_hour_may_be_skipped(self) -> None:
+        """On 2026-10-04 Lord Howe's clocks go from 02:00 (+10:30) to 02:30."""
+        night = Night(time(2, 10), time(7), ZoneInfo("Australia/Lord_Howe"))
+        assert night.next_opening(datetime(2026, 10, 3, 12, tzinfo=UTC)) == datetime(
+            2026, 10, 3, 15, 30, tzinfo=UTC
+        )
 
     def test_a_window_with_the_repeated_hour_is_an_hour_longer_and_opens_once(self) -> None:
         """On 2026-10-25 Berlin's clocks go from 03:00 back to 02:00."""

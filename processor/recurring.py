@@ -67,6 +67,12 @@ def read_template(data: bytes, *, key: str) -> Template:
             mend='Add "schedule": "0 6 * * *", or drop it under inbox/nightly/ to run it once',
         )
     wanted = value.pop("schedule")
+    if not isinstance(wanted, str | dict):
+        raise JobInvalid(
+            f"{json.dumps(wanted)[:60]} is no schedule",
+            where=f"{key}: schedule",
+            mend='Write it like "0 6 * * *", or {"cron": "0 6 * * *", "zone": "Europe/Berlin"}',
+        )
     try:
         schedule = Schedule.model_validate(wanted)
     except ValidationError as error:

@@ -153,6 +153,7 @@ def test_an_idle_tick_asks_nothing_about_templates(tmp_path: Path) -> None:
     [
         ({"workflow": "x"}, "needs a `schedule`"),
         ({"workflow": "x", "schedule": "* *"}, "cron"),
+        ({"workflow": "x", "schedule": 5}, "schedule: 5 is no schedule"),
         ({"workflow": "x", "schedule": {"cron": "0 6 * * *", "zoen": "UTC"}}, "zone"),
         ({"workflow": "x", "schedule": "0 6 * * *", "seedz": 1}, "seeds"),
     ],

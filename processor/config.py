@@ -12,6 +12,7 @@ pydantic-settings costs a quarter of a second to import: import this module late
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import re
@@ -31,7 +32,6 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from processor.errors import ConfigError
@@ -58,6 +58,7 @@ OTHER_VARIABLES = frozenset(
 )
 """`DROPBATCH_*` variables that are no settings."""
 
+_TIME_OF_DAY = re.compile(r"\d\d?:\d\d(:\d\d(\.\d+)?)?")
 _SECRET_NAME = re.compile(r"(^|_)(key|key_id|secret|token|password)($|_)", re.IGNORECASE)
 
 KIB = 1024
@@ -69,6 +70,8 @@ _POLICY = Policy()
 
 def _as_url(value: str) -> str:
     """A bucket is a URL; a path is taken for a folder-bucket."""
+    if not value.strip():  # a variable that a script left empty: the current directory is not meant
+        raise ValueError("a bucket's name is empty; the current directory is `.`")
     if re.match(r"^[a-z][a-z0-9+.-]*:", value):
         scheme = value.partition(":")[0]
         if scheme not in ("file", "b2", "s3", "memory"):
@@ -83,6 +86,19 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _as_time_of_day(value: object) -> object:
+    """A window is local to `zone`, and a number would be taken for seconds."""
+    if isinstance(value, time) or (isinstance(value, str) and _TIME_OF_DAY.fullmatch(value)):
+        return value
+    raise ValueError(f"{json.dumps(value, default=str)} is not a time of day; write it like 01:00")
+
+
+def _as_http_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(f"{value!r} is not an http(s) URL; write it like http://127.0.0.1:8188")
+    return value
+
+
 def _known_zone(value: str) -> str:
     try:
         ZoneInfo(value)
@@ -93,6 +109,8 @@ def _known_zone(value: str) -> str:
 
 BucketUrl = Annotated[str, AfterValidator(_as_url)]
 Zone = Annotated[str, AfterValidator(_known_zone)]
+TimeOfDay = Annotated[time, BeforeValidator(_as_time_of_day)]
+HttpUrl = Annotated[str, AfterValidator(_as_http_url)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """A list; in the environment its items are separated by commas."""
 LeaseBackend = Literal["auto", "directory", "store", "modal", "memory"]
@@ -102,7 +120,12 @@ class Settings(BaseSettings):
     """All that can be configured, without secrets. Immutable; made by `load`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        allow_inf_nan=False,
     )
 
     # --- bucket
@@ -173,8 +196,8 @@ class Settings(BaseSettings):
 
     # --- night and money
     zone: Zone = Field(default="UTC", description="Time zone of the nightly window and of day limits.")
-    night_start: time = Field(default=time(1), description="When held nightly jobs begin to run.")
-    night_end: time = Field(default=time(7), description="When no further nightly job is begun.")
+    night_start: TimeOfDay = Field(default=time(1), description="When held nightly jobs begin to run.")
+    night_end: TimeOfDay = Field(default=time(7), description="When no further nightly job is begun.")
     max_job_cost_usd: float = Field(
         default=_POLICY.max_job_cost_usd, ge=0, description="A job stops fanning out at this cost."
     )
@@ -209,7 +232,7 @@ class Settings(BaseSettings):
     machine_usd_per_h: float = Field(
         default=0, ge=0, description="What an hour of its engine costs: rent, or electricity."
     )
-    comfyui_url: str | None = Field(
+    comfyui_url: HttpUrl | None = Field(
         default=None,
         description="A running ComfyUI to use, e.g. `http://127.0.0.1:8188`. Also `COMFYUI_URL`.",
     )
@@ -317,7 +340,7 @@ class Settings(BaseSettings):
             init_settings,
             env_settings,
             InitSettingsSource(settings_cls, _engine_variables(os.environ)),
-            TomlConfigSettingsSource(settings_cls, flags.get("config_file")),
+            InitSettingsSource(settings_cls, _file_values(flags.get("config_file"))),
         )
 
 
@@ -372,10 +395,12 @@ def _settings(path: Path | None, flags: Mapping[str, object]) -> Settings:
         return Settings(config_file=path, **given)  # type: ignore[arg-type]  # checked by pydantic
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("not UTF-8 text", where=str(path), mend="Save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"can't be read: {error.strerror}", where=str(path)) from None
     except SettingsError as error:
-        raise ConfigError(str(error), where="environment") from None
+        raise _not_json(error) from None
     except ValidationError as error:
         raise _as_config_error(error, path, given) from None
 
@@ -421,7 +446,8 @@ def _config_file(config: Path | None) -> Path | None:
 
 
 def _file_values(path: Path | None) -> dict[str, Any]:
-    return tomllib.loads(path.read_text("utf-8")) if path else {}
+    # Some editors begin UTF-8 with a byte order mark.
+    return tomllib.loads(path.read_text("utf-8-sig")) if path else {}
 
 
 _ENGINE_VARIABLES = ("comfyui_url", "comfyui_dir", "comfyui_python", "ai_toolkit_dir", "ai_toolkit_python")
@@ -441,6 +467,18 @@ def _refuse_secrets(path: Path) -> None:
         )
 
 
+def _not_json(error: SettingsError) -> ConfigError:
+    """Say which variable holds a table that can't be read as one."""
+    name = re.search(r'field "(\w+)"', str(error))
+    if name is None:
+        return ConfigError(str(error), where="environment")
+    return ConfigError(
+        "not valid JSON",
+        where=ENV_PREFIX + name[1].upper(),
+        mend='A table in the environment is written as JSON, like {"render": "module:name"}',
+    )
+
+
 def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[str, object]) -> ConfigError:
     """Say which flag, variable or key of the file is wrong: the first problem, and how many more."""
     document = {**dict.fromkeys(Settings.model_fields), **_file_values(path), **flags}
@@ -451,9 +489,9 @@ def _as_config_error(error: ValidationError, path: Path | None, flags: Mapping[s
     where: str | None
     if name in flags:
         where = "--" + name.replace("_", "-")
-    elif variable in os.environ:
+    elif os.environ.get(variable):
         where = variable
-    elif name.upper() in os.environ and name in _ENGINE_VARIABLES:
+    elif os.environ.get(name.upper()) and name in _ENGINE_VARIABLES:
         where = name.upper()
     else:
         where = ": ".join(part for part in (str(path or ""), first.path) if part) or None

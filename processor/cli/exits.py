@@ -12,7 +12,8 @@ class Exit(IntEnum):
 
     OK = 0
     FAILED = 1
-    """A job failed or is invalid; a check found something; `doctor` found a fault."""
+    """A job failed or is invalid; a check found something; `doctor` found a fault; a file of
+    this machine is not as the command needs it."""
     USAGE = 2
     """The command line is wrong (also Typer's code)."""
     CONFIG = 3

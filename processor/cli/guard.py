@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
@@ -41,15 +41,25 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
             # The reader (`| head`) has gone; nothing more may be written, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(Exit.OK)
+        except OSError as error:
+            if error.filename is None:
+                _tell_defect(error)
+            # A file or folder of this machine that is not there, not ours, or not what it should be.
+            _tell(error, f"{error.filename}: {error.strerror}")
+            sys.exit(Exit.FAILED)
         except Exception as error:  # noqa: BLE001  (the outermost handler: a person reads what it says)
-            _tell(error, f"{type(error).__name__}: {error}. A defect; DROPBATCH_DEBUG=1 shows more")
-            sys.exit(Exit.INTERNAL)
+            _tell_defect(error)
 
     return run
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     sys.exit(Exit.TERMINATED)
+
+
+def _tell_defect(error: Exception) -> NoReturn:
+    _tell(error, f"{type(error).__name__}: {error}. A defect; DROPBATCH_DEBUG=1 shows more")
+    sys.exit(Exit.INTERNAL)
 
 
 def _tell(error: Exception, line: str) -> None:

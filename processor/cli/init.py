@@ -73,7 +73,7 @@ def _bucket_url(text: str, prefix: str | None) -> str:
         text = f"b2://{text}"
     if prefix and text.startswith(("b2:", "s3:")):
         text = f"{text.rstrip('/')}/{prefix.strip('/')}"
-    elif prefix:
+    elif prefix and text:
         text = str(Path(text) / prefix)
     return text
 

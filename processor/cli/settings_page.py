@@ -35,8 +35,8 @@ commands, too. The first that says something holds:
 4. `dropbatch.toml` in the current directory, or the file that `--config` or `DROPBATCH_CONFIG_FILE` names,
 5. the default.
 
-Lists are separated by commas in the environment. A key that is not known is refused, with the nearest
-one that is.
+Lists are separated by commas in the environment; a variable that is empty says nothing. A key that is
+not known is refused, with the nearest one that is.
 
 ## Secrets
 

@@ -86,6 +86,10 @@ def test_another_file_by_option_or_variable(monkeypatch: pytest.MonkeyPatch) -> 
         ("max_tasks = ", "not valid TOML"),
         ('b2_key = "K001"', "secrets don't belong in this file: 'b2_key'"),
         ("handlers = 3", "handlers: 3 is not a valid object"),
+        ('bucket = ""', r"dropbatch\.toml: bucket: a bucket's name is empty"),
+        ("night_start = 7", "night_start: 7 is not a time of day; write it like 01:00"),
+        ('night_end = "01:00+02:00"', r'night_end: "01:00\+02:00" is not a time of day'),
+        ('comfyui_url = "127.0.0.1:8188"', r"comfyui_url: '127.* write it like http://127"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place_and_the_mend(text: str, message: str) -> None:
@@ -102,6 +106,53 @@ def test_wrong_values_name_their_flag_or_variable(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DROPBATCH_NIGHT_END", "late")
     with pytest.raises(ConfigError, match=r'^DROPBATCH_NIGHT_END: "late" is not'):
         load()
+
+
+def test_what_is_empty_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script's `export DROPBATCH_BUCKET=$UNSET` is not the current directory; nor is the option's."""
+    write('bucket = "here"\nmax_tasks = 1\ndeny_nodes = ["Exec*"]')
+    for name in ("BUCKET", "MAX_TASKS", "DENY_NODES", "ZONE", "HANDLERS"):
+        monkeypatch.setenv(f"DROPBATCH_{name}", "")
+    settings = load()
+    assert settings.store_url == (tmp_path / "here").as_uri()
+    assert (settings.max_tasks, settings.deny_nodes, settings.zone) == (1, ["Exec*"], "UTC")
+    for empty in ("", " "):
+        with pytest.raises(ConfigError, match=r"^--bucket: a bucket's name is empty"):
+            load(bucket=empty)
+    write("max_tasks = -1")
+    with pytest.raises(ConfigError, match=r"^dropbatch\.toml: max_tasks"):
+        load()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_of_another_encoding_is_named(encoding: str) -> None:
+    """Not called a defect of ours."""
+    Path("dropbatch.toml").write_bytes('bucket = "Bücher"'.encode(encoding))
+    with pytest.raises(ConfigError, match=r"dropbatch\.toml: not UTF-8 text"):
+        load()
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    """As Windows' editors begin a file."""
+    Path("dropbatch.toml").write_bytes("max_tasks = 7".encode("utf-8-sig"))
+    assert load().max_tasks == 7
+
+
+def test_a_table_that_is_no_json_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With how it is written."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", "x")
+    with pytest.raises(ConfigError, match=r"^DROPBATCH_HANDLERS: not valid JSON.*is written as JSON"):
+        load()
+
+
+@pytest.mark.parametrize("text", ["7", "420", "01:00Z", "late", "25:00"])
+def test_a_time_of_day_has_hours_and_minutes_and_no_zone(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """`7` was seven seconds past midnight."""
+    monkeypatch.setenv("DROPBATCH_NIGHT_START", text)
+    with pytest.raises(ConfigError, match=r"^DROPBATCH_NIGHT_START: "):
+        load()
+    monkeypatch.setenv("DROPBATCH_NIGHT_START", "22:30")
+    assert f"{load().night_start:%H:%M}" == "22:30"
 
 
 def test_lists_and_tables_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

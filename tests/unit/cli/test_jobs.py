@@ -106,6 +106,15 @@ def test_an_ambiguous_beginning_names_the_candidates(dropbatch: Dropbatch, finis
     assert all(job in result.err for job in ids)
 
 
+def test_results_are_not_fetched_into_a_file(
+    dropbatch: Dropbatch, finished: dict[str, str], tmp_path: Path
+) -> None:
+    """A mistake on the command line, told as one."""
+    (tmp_path / "file").touch()
+    result = dropbatch("fetch", finished["good"], tmp_path / "file")
+    assert (result.code, result.err) == (1, f"error: {tmp_path / 'file'}: File exists\n")
+
+
 def test_a_waiting_job_is_a_candidate_like_one_that_has_begun(
     dropbatch: Dropbatch, finished: dict[str, str], job_file: JobFile
 ) -> None:

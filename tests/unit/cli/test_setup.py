@@ -107,6 +107,39 @@ def test_the_most_telling_answer_of_the_regions_is_passed_on(b2: B2Like) -> None
         find_region("no-such-bucket", "", key, endpoints)
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["new", "gradient", "-o", "missing/x.json"], "missing/x.json: No such file or directory"),
+        (["init", "--config", "missing/d.toml", "--bucket", "b", "--zone", "UTC"], "missing/d.toml: No such"),
+        (["init", "--bucket", "/dev/null/b", "--zone", "UTC"], "/dev/null/b: Not a directory"),
+        (["run", "--once"], "/dev/null/work"),
+    ],
+)
+def test_a_path_that_can_not_be_is_named_and_no_defect(
+    dropbatch: Dropbatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], says: str
+) -> None:
+    """What only this machine's user can mend is not called ours."""
+    monkeypatch.delenv("DROPBATCH_HANDLERS")
+    (tmp_path / "here" / "b").mkdir()
+    if command[0] == "run":
+        monkeypatch.setenv("DROPBATCH_BUCKET", "b")
+        monkeypatch.setenv("DROPBATCH_WORK_DIR", "/dev/null/work")
+    result = dropbatch(*command)
+    assert result.code == 1, result.err
+    assert says in result.err
+    assert "defect" not in result.err
+
+
+def test_an_empty_bucket_is_no_folder(dropbatch: Dropbatch) -> None:
+    """A script's empty variable must not make the current directory a bucket."""
+    for more in ([], ["--prefix", "x"]):
+        result = dropbatch("init", "--bucket", "", "--zone", "UTC", *more)
+        assert (result.code, "--bucket: a bucket's name is empty" in result.err) == (3, True)
+    assert dropbatch("status", "--bucket", "").code == 3
+    assert list(Path().iterdir()) == []
+
+
 def test_doctor_of_a_good_folder(dropbatch: Dropbatch, bucket: Path) -> None:
     """All well, nothing left behind."""
     result = dropbatch("doctor", "--json")

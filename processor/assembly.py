@@ -42,6 +42,7 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
         StoreError: the bucket can't be reached or refuses.
     Cost: none on a folder; a bucket is probed (up to 4 requests).
     """
+    notices = open_notices(settings, os.environ)  # first: what is refused leaves nothing open
     stores = open_stores(settings)
     policy = policy_of(settings)
     clock = StoreClock(SystemClock())
@@ -65,7 +66,7 @@ def build(settings: Settings, observe: Observer = ignore) -> Machine:
         handlers=handlers,
         policy=policy,
         observe=observe,
-        notices=open_notices(settings, os.environ),
+        notices=notices,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from processor.config import KEY_VARIABLES, Settings, credentials, resolve_handlers, unknown_variables
 from processor.errors import AccessDenied, DropbatchError, NotFound, StoreError
-from processor.layout import AUTHORITY, INBOX, STATE, WORKFLOWS
+from processor.layout import INBOX, STATE, WORKFLOWS
 from processor.redact import redact
 from processor.store import Store, read_bytes
 
@@ -53,11 +53,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _guarded("writing", lambda: check_writing(store[0]))
         yield from _guarded("store", lambda: _capabilities(store[0].capabilities))
         yield from _guarded("leases", lambda: _leases(settings, store[0]))
+        yield from _guarded("authority", lambda: _authority(settings, store[0]))
     yield from _guarded("handlers", lambda: _handlers(settings))
     engine: dict[str, Any] = {}
     yield from _guarded("comfyui", lambda: _comfyui(settings, engine))
     if store and engine:
         yield from _guarded("nodes", lambda: _nodes(store[0], engine))
+    yield from _guarded("notices", lambda: _notices(settings))
     yield from _guarded("disk", lambda: _disk(settings))
 
 
@@ -156,25 +158,33 @@ def _capabilities(capabilities: Capabilities) -> Iterator[Finding]:
 
 def _leases(settings: Settings, store: Store) -> Iterator[Finding]:
     from processor.assembly import open_leases
-    from processor.leases.authority import Founding
 
-    backend = open_leases(settings, store).backend
-    yield Finding("ok", "leases", backend)
-    try:
-        founding = Founding.model_validate_json(read_bytes(store, AUTHORITY, limit_bytes=64 * 1024))
-    except NotFound:
+    yield Finding("ok", "leases", open_leases(settings, store).backend)
+
+
+def _authority(settings: Settings, store: Store) -> Iterator[Finding]:
+    """Whether a runner with this configuration would claim anything: asked as it asks itself."""
+    from processor.assembly import open_leases, policy_of
+    from processor.clock import StoreClock, SystemClock
+    from processor.leases.authority import Authority
+    from processor.machine import new_nonce
+
+    leases, clock = open_leases(settings, store), StoreClock(SystemClock())
+    founding = Authority(store, leases, clock, policy_of(settings), nonce=new_nonce).look()
+    if founding is None:
         yield Finding("ok", "authority", "none yet; the first runner founds it")
         return
-    except ValueError:
-        yield Finding("fail", "authority", f"{AUTHORITY} does not read as one", "Restore it or remove it")
-        return
-    same = founding.backend == backend
-    yield Finding(
-        "ok" if same else "warn",
-        "authority",
-        f"{founding.backend}, since {founding.founded_at:%Y-%m-%d %H:%M} UTC",
-        None if same else "A runner with this configuration will claim nothing: use the same lease store",
-    )
+    since = f"since {founding.founded_at:%Y-%m-%d %H:%M} UTC"
+    moved = "" if founding.backend == leases.backend else f" (founded as {founding.backend})"
+    yield Finding("ok", "authority", f"{leases.backend}, {since}{moved}")
+
+
+def _notices(settings: Settings) -> Iterator[Finding]:
+    from processor.assembly import open_notices
+
+    notices = open_notices(settings, os.environ)
+    told = ", ".join(notifier.name for notifier in notices.notifiers) if notices else "nobody is told"
+    yield Finding("ok", "notices", told)
 
 
 def _handlers(settings: Settings) -> Iterator[Finding]:

@@ -84,6 +84,17 @@ class Authority:
         self._checked_at = self._held_at = now
         return founding
 
+    def look(self) -> Founding | None:
+        """What rules here, as `check` has it, but nothing is founded; None where nothing rules yet.
+
+        Raises:
+            ForeignAuthority, StoreError: as `check`.
+        Cost: 1 request and 1 of the lease store.
+        """
+        if (standing := self._read()) is not None:
+            self._refuse_foreign(standing, self._leases.read(_KEY))
+        return standing
+
     def _still_held(self, founding: Founding, asked_at: float) -> bool:
         held = self._leases.read(_KEY)
         if held is None or held["nonce"] != founding.id:
@@ -104,15 +115,23 @@ class Authority:
                 self._still_true(asked_at)
                 held = self._leases.create(_KEY, {"nonce": self._nonce(), "previous": ""})
             return self._found(held, asked_at)
+        self._refuse_foreign(standing, held)
         if held is None:
-            if standing.backend != self._leases.backend:
-                raise _foreign(standing, self._leases.backend)
             held = self._replace_forgotten(standing, asked_at)
         if held["nonce"] == standing.id:
             return standing
         if held["previous"] == standing.id:
             return self._found(held, asked_at)
         raise _foreign(standing, self._leases.backend)
+
+    def _refuse_foreign(self, standing: Founding, held: Record | None) -> None:
+        """The id counts: a folder may be moved, with its leases. Only without one does the name."""
+        if held is None:
+            foreign = standing.backend != self._leases.backend
+        else:
+            foreign = held["nonce"] != standing.id and held["previous"] != standing.id
+        if foreign:
+            raise _foreign(standing, self._leases.backend)
 
     def _still_true(self, asked_at: float) -> None:
         """Found nothing upon what was read too long ago: another may rule by now.

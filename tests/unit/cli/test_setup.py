@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -191,6 +192,44 @@ def test_doctor_looks_at_a_comfyui_checkout(
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.64"\n')
     found = {finding["name"]: finding for finding in dropbatch("doctor", "--json").json}
     assert found["comfyui"]["what"].startswith("0.3.64 in ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("WEBHOOK_URL", "https://example.test", "16 bytes"),
+        ("SLACK_CHANNEL", "C1", "a bot's token"),
+        ("NOTIFY_ON", "don", "there is no event 'don'"),
+    ],
+)
+def test_doctor_finds_the_notices_that_run_would_refuse(
+    dropbatch: Dropbatch, bucket: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    """All was well, and `run` did not start."""
+    found = {finding["name"]: finding for finding in dropbatch("doctor", "--json").json}
+    assert (found["notices"]["state"], found["notices"]["what"]) == ("ok", "nobody is told")
+    monkeypatch.setenv(f"DROPBATCH_{variable}", value)
+    assert dropbatch("run", "--once").code == 3
+    result = dropbatch("doctor", "--json")
+    found = {finding["name"]: finding for finding in result.json}
+    assert (result.code, found["notices"]["state"]) == (1, "fail")
+    assert says in str(found["notices"])
+
+
+def test_doctor_asks_who_rules_a_moved_bucket_as_run_does(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path
+) -> None:
+    """With its leases it may be anywhere; a copy without them is nobody's."""
+    assert dropbatch("run", "--once").code == 0
+    moved, copied = tmp_path / "moved", tmp_path / "copied"
+    shutil.copytree(bucket, copied, ignore=shutil.ignore_patterns(".dropbatch"))
+    bucket.rename(moved)
+    for place, state, code in ((moved, "ok", 0), (copied, "fail", 4)):
+        result = dropbatch("doctor", "--json", "--bucket", place)
+        found = {finding["name"]: finding for finding in result.json}
+        assert (found["authority"]["state"], result.code) == (state, bool(code))
+        assert dropbatch("run", "--once", "--bucket", place).code == code
+    assert not (copied / ".dropbatch/leases/authority").exists()
 
 
 def test_this_test_run_sees_no_key_of_a_developer() -> None:

@@ -163,6 +163,11 @@ class Attempt(Model):
     plan: Plan | None = None
     """The plan this attempt proposed or uses."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has said so; one that died had no chance to."""
+        return self.released_at is not None or self.ended is not None
+
 
 class AttemptSummary(Model):
     """An attempt as a manifest names it."""

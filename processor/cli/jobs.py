@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from processor.cli.exits import NoSuchJob
 from processor.errors import NotFound, StoreError
 from processor.inbox import Drop, scan
-from processor.layout import DONE, FAILED, OUTPUTS, is_job_id, job_prefix, manifest_key
+from processor.layout import DONE, FAILED, OUTPUTS, attempt_key, is_job_id, job_prefix, manifest_key
 from processor.records import Attempt, Manifest
 from processor.store import Store, read_bytes
 
@@ -34,7 +34,7 @@ class Waiting:
 
     drop: Drop
     begun: bool
-    """An attempt has written something; whether it still runs only the lease store knows."""
+    """The newest attempt has not said that it ended; whether it still runs only the lease store knows."""
 
 
 @dataclass(slots=True)
@@ -51,6 +51,11 @@ class Progress:
         """Of the newest plan, once there is one."""
         plans = [attempt.plan for attempt in self.attempts if attempt.plan]
         return len(plans[-1].tasks) if plans else None
+
+    @property
+    def begun(self) -> bool:
+        """As of a `Waiting`."""
+        return bool(self.attempts) and not self.attempts[-1].is_over
 
 
 def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
@@ -88,25 +93,28 @@ def job_ids(store: Store, beginning: str = "") -> Iterator[str]:
 
     Cost: 1 request per job with many files, per 1,000 files otherwise.
     """
+    return filter(is_job_id, _folders(store, OUTPUTS, beginning))
+
+
+def _folders(store: Store, prefix: str, beginning: str = "") -> Iterator[str]:
+    """Names of what lies under a prefix with files of its own, in order, skipping over those."""
     start_after = ""
     while True:
-        page = next(iter(store.list(OUTPUTS + beginning, start_after=start_after)))
+        page = next(iter(store.list(prefix + beginning, start_after=start_after)))
         if not page.objects:
             return
-        job = ""
         for item in page.objects:
-            job, slash, _ = item.key[len(OUTPUTS) :].partition("/")
+            name, slash, _ = item.key[len(prefix) :].partition("/")
             if slash and item.key > start_after:
-                start_after = f"{OUTPUTS}{job}0"  # "0" follows "/": behind all files of this job
-                if is_job_id(job):
-                    yield job
+                start_after = f"{prefix}{name}0"  # "0" follows "/": behind all files of this folder
+                yield name
         start_after = max(start_after, page.objects[-1].key)
 
 
 def waiting(store: Store) -> list[Waiting]:
     """Drops in the inbox, oldest first, at most `MAX_WAITING`.
 
-    Cost: those of a scan, and 1 or 2 per drop.
+    Cost: those of a scan, and 1 or 2 per drop; for one that an attempt has begun about 2 more.
     """
     inbox = scan(store, keep=MAX_WAITING, night=True)
     return [item for item in in_threads(lambda drop: _look(store, drop), inbox.due) if item]
@@ -119,8 +127,22 @@ def _look(store: Store, drop: Drop) -> Waiting | None:
         except NotFound:  # settled since it was listed
             return None
         drop = Drop(drop.key, info.version, info.size_bytes, info.modified)
-    page = next(iter(store.list(job_prefix(drop.job_id))))
-    return Waiting(drop, begun=bool(page.objects))
+    return Waiting(drop, begun=_has_begun(store, drop.job_id))
+
+
+def _has_begun(store: Store, job: str) -> bool:
+    newest = max(_folders(store, job_prefix(job)), key=_epoch, default=None)
+    if newest is None or _epoch(newest) == 0:
+        return False
+    try:
+        return not _attempt(store, attempt_key(job, newest)).is_over
+    except (NotFound, ValidationError):  # a lagging listing, or of a newer version of ours
+        return True
+
+
+def _epoch(attempt: str) -> int:
+    epoch = attempt.partition("-")[0]
+    return int(epoch) if epoch.isdecimal() else 0
 
 
 def recent(store: Store, *, limit: int, now: datetime, days: int) -> list[Manifest]:

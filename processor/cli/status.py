@@ -119,7 +119,7 @@ def _job(store: Store, job_id: str, *, as_json: bool) -> None:
             _print_manifest(manifest, store.url)
         return
     so_far = progress(store, job_id)
-    state = "running" if so_far.attempts else "waiting"
+    state = "running" if so_far.begun else "waiting"
     facts: dict[str, Any] = {
         "job_id": job_id,
         "state": state,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from processor.cli.fetch import nice_names
-from processor.records import OutputFile, TaskResult
+from processor.records import Attempt, OutputFile, TaskResult, dump
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -62,6 +62,35 @@ def test_status_lists_what_waits_and_what_has_ended(
     assert finished["good"] in told
     assert waiting in told
     assert len(dropbatch("status", "--json", "-n", 1).json["finished"]) == 1
+
+
+def test_a_job_that_was_given_back_waits_again(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """It was shown as running for ever; the newest attempt tells, by the number of its epoch."""
+    job = dropbatch("drop", job_file()).out.strip()
+    begun_at = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def attempt(epoch: int, **more: Any) -> None:
+        record = Attempt(
+            attempt=f"{epoch}-abc", job_id=job, host="desk", version="1", begun_at=begun_at, **more
+        )
+        folder = bucket / "comfy_outputs" / job / record.attempt
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "attempt.json").write_bytes(dump(record))
+
+    def states() -> tuple[str, str]:
+        (waiting,) = dropbatch("status", "--json").json["waiting"]
+        return waiting["state"], dropbatch("status", job, "--json").json["state"]
+
+    assert states() == ("waiting", "waiting")
+    attempt(9)
+    assert states() == ("running", "running")
+    attempt(9, ended="this runner was stopped", released_at=begun_at)
+    assert states() == ("waiting", "waiting")
+    begun_at += timedelta(minutes=1)
+    attempt(10)
+    assert states() == ("running", "running")
 
 
 @pytest.mark.parametrize("width", [60, 80, 240])

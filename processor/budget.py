@@ -85,6 +85,12 @@ class DayBudget:
             everyone = self._written.keys() | self._own.keys()
             return sum(max(self._written.get(who, 0), self._own.get(who, 0)) for who in everyone) / _MICRO
 
+    def why_used_up(self) -> str | None:
+        """That nothing more may be begun today, for people; None if it may. Cost: see `spent_usd`."""
+        spent_usd = self.spent_usd()
+        used_up = spent_usd >= self.cap_usd
+        return f"the day has cost ${spent_usd:.2f} of ${self.cap_usd:.2f}" if used_up else None
+
     @property
     def used_up(self) -> bool:
         """Whether nothing more may be begun today. Cost: see `spent_usd`."""

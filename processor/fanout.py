@@ -231,11 +231,13 @@ class FanOut:
     def _out_of_money(self) -> ErrorReport | None:
         """Why nothing more may be begun. Cost: 1 request a minute, where tasks cost anything."""
         if self._spent_usd >= self._cap_usd and self._spent_usd > 0:
+            own = self._job.max_cost_usd is not None
+            mend = "`dropbatch retry JOB --max-cost USD` runs the rest; finished tasks are kept"
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
                 what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
-                where="max_cost_usd",
-                mend="Raise max_cost_usd and use `dropbatch retry`; finished tasks are kept",
+                where="max_cost_usd" if own else "max_job_cost_usd",
+                mend=mend if own else f"{mend}. For all jobs raise max_job_cost_usd in the settings",
             )
         budget = self._machine.budget
         if (self._machine.policy.priced or self._spent_usd > 0) and budget.used_up:

@@ -63,10 +63,11 @@ def tick(
 
 def _out_of_money(machine: Machine, report: TickReport) -> bool:
     """Whether the day's budget is used up; then drops wait in the inbox for tomorrow."""
-    budget = machine.budget
-    if not machine.policy.priced or not report.pending or not budget.used_up:
+    if not machine.policy.priced or not report.pending:
         return False
-    report.over_budget = f"the day has cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}"
+    report.over_budget = machine.budget.why_used_up()
+    if report.over_budget is None:
+        return False
     log.warning("tick.over_budget", why=report.over_budget)
     return True
 

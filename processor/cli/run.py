@@ -62,6 +62,7 @@ def command(
                 "outcomes": {outcome.value: count for outcome, count in report.outcomes.items()},
                 "given_back": report.given_back,
                 "problem": report.problem,
+                "over_budget": report.over_budget,
             }
         )
     raise typer.Exit(_exit(report, signalled))
@@ -132,6 +133,8 @@ def _stopping(machine: Machine, wake: Wake) -> Iterator[list[signal.Signals]]:
 def _exit(report: RunReport, signalled: signal.Signals | None) -> int:
     if signalled is not None:
         return 128 + signalled
+    if report.over_budget is not None:
+        console.note(f"{report.over_budget}: what is due waits in the inbox for tomorrow")
     if report.problem is not None:
         console.warn(report.problem)
         return Exit.STORE

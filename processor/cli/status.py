@@ -13,6 +13,7 @@ from processor.cli.options import Bucket, Config, EndpointUrl, Json, load_settin
 
 if TYPE_CHECKING:
     from processor.cli.jobs import Waiting
+    from processor.config import Settings
     from processor.inbox import Inbox
     from processor.records import Manifest
     from processor.store import Store
@@ -42,14 +43,27 @@ def command(
     """
     from processor.cli.jobs import find_job
 
-    store = open_main(load_settings(config, bucket, endpoint_url))
+    settings = load_settings(config, bucket, endpoint_url)
+    store = open_main(settings)
     if job is None:
-        _bucket(store, limit=limit, days=days, as_json=as_json)
+        _bucket(store, over_budget=_over_budget(settings, store), limit=limit, days=days, as_json=as_json)
     else:
         _job(store, find_job(store, job), as_json=as_json)
 
 
-def _bucket(store: Store, *, limit: int, days: int, as_json: bool) -> None:
+def _over_budget(settings: Settings, store: Store) -> str | None:
+    """Why what costs money begins no more today, by these settings' cap and day."""
+    from processor.assembly import policy_of
+    from processor.budget import DayBudget
+    from processor.clock import StoreClock, SystemClock
+
+    policy = policy_of(settings)
+    budget = DayBudget(store, policy, StoreClock(SystemClock()))
+    # A cap of nothing where nothing costs anything stops nobody.
+    return budget.why_used_up() if policy.priced or budget.spent_usd() > 0 else None
+
+
+def _bucket(store: Store, *, over_budget: str | None, limit: int, days: int, as_json: bool) -> None:
     from processor.cli.jobs import MAX_WAITING, recent, waiting
     from processor.inbox import scan
 
@@ -62,6 +76,7 @@ def _bucket(store: Store, *, limit: int, days: int, as_json: bool) -> None:
             {
                 "bucket": store.url,
                 "paused": inbox.paused,
+                "over_budget": over_budget,
                 "waiting": [_waiting_json(item) for item in pending],
                 "waiting_total": inbox.pending,
                 "held_for_night": inbox.nightly,
@@ -72,6 +87,8 @@ def _bucket(store: Store, *, limit: int, days: int, as_json: bool) -> None:
             }
         )
         return
+    if over_budget:
+        console.warn(f"{over_budget}; what costs money waits for tomorrow, or a higher max_day_cost_usd")
     _print_inbox(inbox, pending, now)
     if finished:
         rows = [_finished_row(manifest, now) for manifest in finished]

@@ -85,7 +85,22 @@ def test_a_job_stops_fanning_out_at_its_limit_and_says_so(bench: Bench) -> None:
     assert manifest["outcome"] == "partial"
     assert 10 <= len(done) <= 15  # the first window is begun before any price is known
     assert "of $10.00" in manifest["tasks"][-1]["error"]["what"]
-    assert manifest["tasks"][-1]["error"]["where"] == "max_cost_usd"
+    error = manifest["tasks"][-1]["error"]
+    assert error["where"] == "max_cost_usd"
+    assert "`dropbatch retry JOB --max-cost USD`" in error["mend"]
+    assert "settings" not in error["mend"]
+
+
+def test_a_job_that_the_settings_stopped_names_that_setting(bench: Bench) -> None:
+    """To raise a `max_cost_usd` that nobody wrote was no help."""
+    bench.with_policy(max_job_cost_usd=10.0)
+    bench.drop(job(50))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    error = manifest["tasks"][-1]["error"]
+    assert error["where"] == "max_job_cost_usd"
+    assert "--max-cost" in error["mend"]
+    assert "max_job_cost_usd in the settings" in error["mend"]
 
 
 def test_a_task_is_told_its_share_of_the_cap_and_the_price(bench: Bench) -> None:
@@ -122,7 +137,7 @@ def test_the_next_job_waits_for_tomorrow_instead_of_failing(bench: Bench) -> Non
     bench.drop(job(5))
     finish(bench)
     bench.drop(job(2, name="later"), "inbox/jobs/b.json")
-    finish(bench)
+    assert finish(bench).over_budget == "the day has cost $5.00 of $5.00"
     assert len(bench.manifests()) == 1
     machine = dear(bench)
     bench.clock.advance(9.5 * 3600)  # 21:30 UTC is 23:30 in Berlin
@@ -130,7 +145,7 @@ def test_the_next_job_waits_for_tomorrow_instead_of_failing(bench: Bench) -> Non
     assert report.claims == []
     assert report.over_budget == "the day has cost $5.00 of $5.00"
     bench.clock.advance(3600)
-    finish(bench)
+    assert finish(bench).over_budget is None
     assert len(bench.manifests()) == 2
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from processor.cli.fetch import nice_names
+from processor.layout import spend_key
 from processor.records import Attempt, OutputFile, TaskResult, dump
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
@@ -64,9 +65,7 @@ def test_status_lists_what_waits_and_what_has_ended(
     assert len(dropbatch("status", "--json", "-n", 1).json["finished"]) == 1
 
 
-def test_a_job_that_was_given_back_waits_again(
-    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
-) -> None:
+def test_a_job_that_was_given_back_waits_again(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
     """It was shown as running for ever; the newest attempt tells, by the number of its epoch."""
     job = dropbatch("drop", job_file()).out.strip()
     begun_at = datetime(2026, 1, 1, tzinfo=UTC)
@@ -251,6 +250,24 @@ def test_cancel_asks_and_the_job_ends_cancelled(
     result = dropbatch("cancel", job)
     assert result.code == 1
     assert "has ended already" in result.err
+
+
+def test_a_day_at_its_cap_is_said(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `status`, and by the run that leaves a job for tomorrow: all seemed well, and nothing ran."""
+    dropbatch("drop", job_file())
+    assert dropbatch("status", "--json").json["over_budget"] is None
+    monkeypatch.setenv("DROPBATCH_MAX_DAY_COST_USD", "5")
+    monkeypatch.setenv("DROPBATCH_MACHINE_USD_PER_H", "1")
+    spent = spend_key(datetime.now(UTC).date(), "other-0123456789abcdef", "1-abc", 5_250_000)
+    (bucket / spent).parent.mkdir(parents=True)
+    (bucket / spent).touch()
+    why = "the day has cost $5.25 of $5.00"
+    result = dropbatch("run", "--once", "--json")
+    assert (result.json["outcomes"], result.json["over_budget"]) == ({}, why)
+    assert dropbatch("status", "--json").json["over_budget"] == why
+    assert why in dropbatch("status").err
 
 
 def test_pause_holds_everything_until_resume(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:

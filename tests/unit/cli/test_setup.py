@@ -194,6 +194,7 @@ def test_doctor_looks_at_a_comfyui_checkout(
     assert found["comfyui"]["what"].startswith("0.3.64 in ")
 
 
+@pytest.mark.usefixtures("bucket")
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
@@ -203,7 +204,7 @@ def test_doctor_looks_at_a_comfyui_checkout(
     ],
 )
 def test_doctor_finds_the_notices_that_run_would_refuse(
-    dropbatch: Dropbatch, bucket: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+    dropbatch: Dropbatch, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
 ) -> None:
     """All was well, and `run` did not start."""
     found = {finding["name"]: finding for finding in dropbatch("doctor", "--json").json}

@@ -81,7 +81,7 @@ def command(
 
         keep_dropping(store, paths, changes, nightly=nightly, limit_bytes=settings.job_file_limit_bytes)
         return
-    jobs, folders, refused = _collect(paths, changes, settings.job_file_limit_bytes)
+    jobs, folders, refused = _collect(paths, changes, settings.job_file_limit_bytes, nightly=nightly)
     dropped: list[Dropped] = []
     try:
         dropped.extend(_upload(settings, store, jobs, folders, nightly=nightly, dataset_name=name))
@@ -97,7 +97,7 @@ def command(
 
 
 def _collect(
-    paths: list[Path], changes: Changes, limit_bytes: int
+    paths: list[Path], changes: Changes, limit_bytes: int, *, nightly: bool
 ) -> tuple[list[JobFile], list[Path], list[dict[str, str]]]:
     """Everything is read and checked before anything is sent."""
     from processor.cli.job_files import find_sources, read_job_file
@@ -123,7 +123,10 @@ def _collect(
                 refuse(folder, error)
         for file in files:
             try:
-                jobs.append(read_job_file(file, changes, limit_bytes=limit_bytes))
+                job = read_job_file(file, changes, limit_bytes=limit_bytes)
+                if nightly:
+                    job.hold_for_the_night()
+                jobs.append(job)
             except JobInvalid as error:
                 refuse(file, error)
     return jobs, folders, refused

@@ -146,6 +146,8 @@ class HotFolder:
         if self._holds_back(path, [file for file in self._beside.get(path, ()) if file.exists()], now_s):
             return None
         job = read_job_file(path, self._changes, limit_bytes=self._limit_bytes)
+        if self._nightly:
+            job.hold_for_the_night()
         # And after: the hash must be of the bytes that go up.
         if self._holds_back(path, list(job.uploads.values()), now_s):
             return None

@@ -52,6 +52,19 @@ class JobFile:
     recurring: bool = False
     """It has a `schedule`: a template."""
 
+    def hold_for_the_night(self) -> None:
+        """Make sure that it can be held.
+
+        Raises:
+            JobInvalid: it comes when its own schedule says.
+        """
+        if self.recurring:
+            raise JobInvalid(
+                "a job with a `schedule` is not held for the night",
+                where=str(self.source),
+                mend="Leave out --nightly, or the schedule",
+            )
+
 
 def find_sources(path: Path) -> tuple[list[Path], list[Path]]:
     """The job files and the dataset folders that a path on the command line means.

@@ -14,9 +14,10 @@ from PIL import Image, PngImagePlugin
 from processor.cli import uploads
 from processor.cli.hot_folder import SENT, HotFolder, keep_dropping
 from processor.cli.job_files import Changes, parse_seeds, parse_setting, read_job_file
-from processor.errors import DropbatchError, StoreError
+from processor.errors import AccessDenied, DropbatchError, StoreError
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
+from processor.testing.faults import Fault, FaultPlan, FaultyStore
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -35,6 +36,16 @@ def test_a_bare_graph_goes_byte_for_byte(dropbatch: Dropbatch, bucket: Path, job
     assert is_job_id(result.out.strip())
     [file] = (bucket / "inbox/jobs").iterdir()
     assert file.read_bytes() == path.read_bytes()
+
+
+def test_a_template_is_not_held_for_the_night(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
+    """Its schedule says when it comes; the flag was passed over without a word."""
+    template, plain = job_file("dawn.json", schedule="0 6 * * *"), job_file("once.json")
+    result = dropbatch("drop", "--nightly", template, plain)
+    assert result.code == 1
+    assert "dawn.json: a job with a `schedule` is not held for the night" in result.err
+    assert not (bucket / "inbox/recurring").exists()
+    assert len(dropped(bucket, "inbox/nightly")) == 1
 
 
 def test_the_same_name_twice_is_two_drops(dropbatch: Dropbatch, bucket: Path, job_file: JobFile) -> None:
@@ -337,6 +348,20 @@ def test_one_unreadable_file_does_not_end_the_watch(
     assert told.count("not dropped") == 2
     assert told.count("Permission denied") == 1
     assert not (bucket / "inbox/datasets").exists()
+
+
+def test_a_bucket_that_is_not_there_ends_the_watch(
+    hot: HotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a file that went away, and every file passed over without a word."""
+    no_bucket = FaultPlan(Fault("put", times=9, error=lambda: AccessDenied("there is no such bucket")))
+    monkeypatch.setattr(hot, "_store", FaultyStore(hot._store, no_bucket))
+    (tmp_path / "hot/job.json").write_text(json.dumps(GRAPH))
+    assert not list(hot.look(0.0))
+    with pytest.raises(AccessDenied, match="no such bucket"):
+        list(hot.look(2.0))
+    monkeypatch.undo()
+    assert len(list(hot.look(3.0))) == 1  # nothing was taken for sent
 
 
 def test_a_folder_that_may_not_be_looked_into_does_not_end_the_watch(

@@ -335,6 +335,50 @@ def test_more_pictures_join_the_newest_version(bench: Bench) -> None:
     assert len(trainings(bench)) == 2
 
 
+OPTIONS = b"preset: sd15\nsteps: 12\ntrigger_word: z0e\npublish: portraits\nmax_cost_usd: 8\nreplace: true\n"
+
+
+def test_pictures_that_join_are_trained_with_the_options_of_what_they_join(bench: Bench) -> None:
+    """Who said once how to train need not say it with each further picture; who says it anew, says it all."""
+    drop_ready(bench, {**captioned(3), "dataset.yaml": OPTIONS})
+    work(bench)
+    for first, options in ((10, {}), (20, {}), (30, {"dataset.yaml": b"steps: 5"})):
+        bench.clock.advance(100)
+        drop_ready(bench, {**captioned(1, first=first), **options})
+        work(bench)
+    manifests = work(bench)
+    assert [manifest["tasks"][0]["data"]["examples"] for manifest in manifests] == [3, 4, 5, 6]
+    ids = [manifest["tasks"][0]["data"]["fingerprint"] for manifest in manifests]
+    jobs = {job["dataset"].partition("/")[2]: job for job in trainings(bench)}
+    keys = ("preset", "settings", "trigger_word", "publish", "max_cost_usd")
+    said = [{key: jobs[each].get(key) for key in keys} for each in ids]
+    assert said[0] == said[1] == said[2]
+    assert said[0] == {
+        "preset": "sd15",
+        "settings": {"steps": 12},
+        "trigger_word": "z0e",
+        "publish": "portraits",
+        "max_cost_usd": 8,
+    }
+    assert said[3]["settings"] == {"steps": 5}
+    assert said[3]["trigger_word"] == NAME
+    report = next(file for file in manifests[1]["tasks"][0]["files"] if file["name"] == "report.txt")
+    assert f"Options: as version {ids[0]} had them" in bench.main.get(report["key"]).body.read().decode()
+    assert f"options as version {ids[0]} had them" in manifests[1]["tasks"][0]["data"]["text"]
+
+
+def test_options_too_many_for_a_pointer_are_not_kept(bench: Bench) -> None:
+    """It is a small file, which every later drop of the name reads."""
+    prompts = "".join(f"- {'long ' * 300}\n" for _ in range(16))
+    sweep = "".join(f"  - {'x' * 900}{k}\n" for k in range(20))
+    options = f"train: false\nsample_prompts:\n{prompts}sweep:\n  prompt:\n{sweep}"
+    drop_ready(bench, {**captioned(3), "dataset.yaml": options.encode()})
+    work(bench)
+    bench.clock.advance(100)
+    drop_ready(bench, captioned(1, first=10))
+    assert [manifest["outcome"] for manifest in work(bench)] == ["done", "done"]
+
+
 def test_replace_makes_the_folder_alone_the_new_version(bench: Bench) -> None:
     """`replace: true` joins nothing."""
     drop_ready(bench, captioned(3))

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from handlers.train.base_models import BaseModels
 from handlers.train.checkpoints import (
     OPTIMIZER,
@@ -32,6 +34,8 @@ from handlers.train.verdict import failure, nan_loss
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Progress, TaskContext, TaskOutput, Work
 from processor.layout import execution_prefix
+
+log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.5
 _HEADROOM: Final = 1.2
@@ -74,6 +78,8 @@ class Training:
         self._sampled: set[str] = set()
         self._saved_at = -1
         """Step of a save whose samples are still to be looked for."""
+        self._finish_s = settings.stop_grace_s
+        """For the last checkpoint's upload, once the trainer has failed or was stopped."""
         self._held: Snapshot | None = None
         """Taken, but not all losses up to its step have been heard: they come on another stream."""
 
@@ -103,14 +109,12 @@ class Training:
             weights = finished_weights(self._folder, self._run)
         except TaskFailed as error:
             child.stop(self._settings.stop_grace_s)
-            self._hand_over(uploader)
-            uploader.close(self._settings.stop_grace_s)
+            self._finish(uploader, self._finish_s)
             error.log = child.log  # read where a failure is recorded
             raise
         finally:
             child.stop(self._settings.stop_grace_s)
-        self._hand_over(uploader)
-        uploader.close(_DRAIN_S)
+        self._finish(uploader, _DRAIN_S)
         name, folder = lora_name(self._run, self._work), self._context.workdir / "results"
         results = Results(self._run, self._curve, self._checkpoints, folder, name=name)
         return results.output(
@@ -240,6 +244,11 @@ class Training:
             points = [point for point in self._curve.points if point[0] <= held.step]
             uploader.add(replace(held, losses=points))
 
+    def _finish(self, uploader: Uploader, timeout_s: float) -> None:
+        self._hand_over(uploader)
+        if not uploader.close(timeout_s):
+            log.warning("checkpoint.given_up", job_id=self._work.job_id, after_s=timeout_s)
+
     def _new_samples(self) -> list[Path]:
         """Sample pictures since the last look. They are made right after a save, so by the next
         step they are whole."""
@@ -252,22 +261,32 @@ class Training:
         """Right after a checkpoint, stop if the next one would come too late or too dear."""
         ahead = min(self._run.save_every, self._run.steps - self._step)
         next_s = ahead * self._seconds_per_step * _HEADROOM
+        if (error := self._too_late(next_s) or self._too_dear(next_s)) is not None:
+            # Nobody waits for the machine, unlike after a preemption: what was paid for is kept.
+            self._finish_s = max(_FINISH_S, self._finish_s)
+            raise error
+
+    def _too_late(self, next_s: float) -> TaskFailed | None:
         if time.monotonic() + next_s + _FINISH_S > self._context.deadline:
-            raise TaskFailed(
+            return TaskFailed(
                 ErrorKind.TIMED_OUT,
                 f"stopped right after the checkpoint of step {self._step}: the next would come after the "
                 "time limit",
                 where="timeout_s",
             )
+        return None
+
+    def _too_dear(self, next_s: float) -> TaskFailed | None:
         cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
-            return
+            return None
         spent_s = self._seconds_before + time.monotonic() - self._began
         if (spent_s + next_s) * usd_per_s > cap_usd:
-            raise TaskFailed(
+            return TaskFailed(
                 ErrorKind.OVER_BUDGET,
                 f"stopped right after the checkpoint of step {self._step}: it has cost "
                 f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
                 where="max_cost_usd",
                 mend="Raise max_cost_usd, or lower steps or resolution",
             )
+        return None

@@ -31,7 +31,13 @@ _SIGNS: Final = (
         ErrorKind.OUT_OF_MEMORY,
         "the GPU ran out of memory",
         "Set low_vram, quantize, a lower resolution or batch_size, or a bigger gpu",
-        ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory"),
+        # The trainer skips a batch or two for it, which is no end, and then gives up in words of its own.
+        (
+            "OutOfMemoryError",
+            "CUDA out of memory",
+            "CUDA error: out of memory",
+            "times in a row, aborting training",
+        ),
     ),
     _Sign(
         ErrorKind.BAD_INPUT,

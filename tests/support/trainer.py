@@ -172,7 +172,11 @@ class Stand:
             case "exit 0":
                 sys.exit(0)
             case "oom":
-                raise MemoryError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+                for number in (1, 2, 3):
+                    skip_batch(number)
+                raise RuntimeError("OOM during training step 3 times in a row, aborting training")
+            case "skip a batch":
+                skip_batch(1)
             case "caption":
                 load_caption()
             case "hang":
@@ -186,6 +190,13 @@ class Stand:
                     time.sleep(0.01)
             case _:
                 raise RuntimeError(str(action))
+
+
+def skip_batch(number: int) -> None:
+    """What the real one prints of a step that ran out of memory."""
+    text = f"# OOM during training step, skipping batch {number}/3 #"
+    for line in ("", "#" * len(text), text, "#" * len(text), ""):
+        say(line)
 
 
 def load_caption() -> None:

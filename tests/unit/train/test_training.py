@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
-from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, Snapshot
+from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, KeptFile, Snapshot
 from handlers.train.weights import read_header
 from processor.errors import ErrorKind
 from processor.handler import Stop, Stores, TaskContext, Work
@@ -200,6 +201,15 @@ def test_each_failure_ends_the_job_with_its_reason_and_publishes_nothing(studio:
     assert max(counted.values()) <= 1 + SETTINGS["save_every"]
 
 
+def test_a_batch_that_is_skipped_for_want_of_memory_is_not_the_end(studio: Studio) -> None:
+    """The trainer goes on; what ends it later is the reason."""
+    studio.rescript(at={"2": "skip a batch", "4": "cosmic ray"}, always=True)
+    studio.drop_dataset()
+    studio.work()
+    kind, what = error_of(studio.manifest())
+    assert (kind, "cosmic ray" in what) == (ErrorKind.CRASHED, True), what
+
+
 def test_the_trainers_log_is_kept_without_bars(studio: Studio) -> None:
     """What it said is what explains a failure."""
     studio.rescript(at={"4": "cosmic ray"}, always=True)
@@ -274,6 +284,31 @@ def test_it_stops_right_after_a_checkpoint_when_money_ends(
     assert "right after the checkpoint of step" in what
     assert says in what
     assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
+
+
+@pytest.mark.parametrize("finish_s", [30.0, 0.0])
+def test_the_last_checkpoint_of_a_run_stopped_in_time_gets_the_time_kept_free_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish_s: float
+) -> None:
+    """Its upload may take longer than a trainer's end; one that is given up is told of."""
+    put = CheckpointStore._put
+
+    def slow(store: CheckpointStore, path: Path, name: str, shown: str) -> KeptFile:
+        time.sleep(0.3)
+        return put(store, path, name, shown)
+
+    monkeypatch.setattr(CheckpointStore, "_put", slow)
+    monkeypatch.setattr("handlers.train.execution._FINISH_S", finish_s)
+    studio = Studio(tmp_path, usd_per_s=1e6, stop_grace_s=0.05)
+    studio.bench.with_policy(max_day_cost_usd=1e12)
+    studio.rescript(at={"saved 3": "pause"})
+    studio.drop_dataset(max_cost_usd=1.5)
+    with structlog.testing.capture_logs() as logs:
+        studio.work()
+    assert error_of(studio.manifest())[0] is ErrorKind.OVER_BUDGET
+    kept = any(key.endswith("checkpoints/000000003.json") for key in studio.bench.keys("comfy_outputs/"))
+    told = any(line["event"] == "checkpoint.given_up" for line in logs)
+    assert (kept, told) == ((True, False) if finish_s else (False, True))
 
 
 def test_a_machine_that_costs_nothing_stops_no_training(studio: Studio) -> None:

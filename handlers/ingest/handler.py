@@ -173,7 +173,7 @@ class _Ingest:
     def _look_at(self, frozen: FrozenFile) -> DatasetFile | Finding:
         """Fetch one file, look at it, and let it go: the disk holds a few at a time. Cost: 1 request."""
         kind = kind_of(frozen.name)
-        if kind in ("unusable", "other"):
+        if kind in ("unusable", "unseen", "other"):
             return left_out(frozen.name, kind)
         if frozen.size_bytes > MAX_FILE_BYTES:
             return Finding("error", f"{frozen.size_bytes:,} bytes; at most {MAX_FILE_BYTES:,}", frozen.name)

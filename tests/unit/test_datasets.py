@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -444,10 +445,32 @@ def test_on_a_store_without_versions_a_folder_is_taken_as_well(tmp_path: Path) -
 # --- what is wrong with a folder --------------------------------------------------
 
 
+def odd_exif() -> bytes:
+    """A photograph to be turned, whose width is a fraction: Pillow fails where it writes that anew."""
+    entries = struct.pack("<HHII", 0x0100, 5, 1, 38) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 72, 1)
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
 BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "broken picture": ({"bad.png": b"\x89PNG\r\n\x1a\nxxxx"}, "bad.png: "),
     "cut-off picture": ({"cut.jpg": picture(3, form="JPEG")[:-200]}, "cut.jpg: does not decode"),
     "no picture": ({"page.jpg": b"<html>"}, "page.jpg: is no picture"),
+    "odd EXIF": (
+        {"photo.jpg": odd_exif()},
+        "photo.jpg: does not decode: required argument is not an integer; ",
+    ),
+    "a page for a printer": (
+        {"page.jpg": encoded(Image.new("RGB", (64, 64)), "EPS")},
+        "page.jpg: is no picture",
+    ),
+    "grey of 16 bits": (
+        {"scan.png": encoded(Image.new("I;16", (64, 64), 40_000))},
+        "scan.png: has more than",
+    ),
+    "captions that differ in case": ({"000.TXT": b"zoe"}, "000.txt: has the same stem as 000.txt"),
     "caption not UTF-8": ({"000.txt": b"caf\xe9"}, "000.txt: is not UTF-8"),
     "clashing stems": ({"000.jpg": picture(9, form="JPEG")}, "000.jpg: has the same stem as 000.png"),
     "stems that differ in case": ({"A.png": picture(8), "a.png": picture(9)}, "A.png: has the same stem"),
@@ -540,6 +563,45 @@ def test_what_is_merely_odd_is_warned_about(bench: Bench) -> None:
     assert ("orphan.txt", "belongs to no picture of that name") in said
     assert any(file == "readme.md" for file, _ in said)
     assert any(file == "long.png" and "very long" in what for file, what in said)
+
+
+def test_captions_are_taken_as_they_are_written(bench: Bench) -> None:
+    """Under the suffix that the trainer looks for, and without a mark that would be part of the text."""
+    files = {"000.png": picture(0), "000.TXT": b"zoe in large", "a/001.png": picture(1)}
+    files |= {"a/001.Txt": b"\xef\xbb\xbfzoe, marked", "002.png": picture(2), "002.txt": b"\xef\xbb\xbf\n"}
+    drop_ready(bench, files)
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    prefix = f"datasets/{NAME}/{manifest['tasks'][0]['data']['fingerprint']}/"
+    record = {file["name"]: file.get("caption") for file in bench.read(prefix + "dataset.json")["files"]}
+    assert record == {
+        "000.png": None,
+        "000.txt": "zoe in large",
+        "002.png": None,
+        "002.txt": "",
+        "a/001.png": None,
+        "a/001.txt": "zoe, marked",
+    }
+    assert bench.main.get(prefix + "000.txt").body.read() == b"zoe in large"
+    (key,) = [file["key"] for file in manifest["tasks"][0]["files"] if file["name"] == "report.json"]
+    assert [finding["file"] for finding in bench.read(key)["warnings"] if "is empty" in finding["what"]] == [
+        "002.txt"
+    ]
+
+
+def test_where_the_trainer_does_not_look_nothing_counts(bench: Bench) -> None:
+    """Hidden folders and files, and the pictures that it makes of others."""
+    hidden = [".thumbs/000.png", "a/.b/c/001.png", ".002.png", "a/_controls/003.png", "_controls/003.txt"]
+    drop_ready(bench, {**captioned(3), **dict.fromkeys(hidden, b"whatever"), "controls/4.png": picture(4)})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    data = manifest["tasks"][0]["data"]
+    assert data["examples"] == 4
+    prefix = f"datasets/{NAME}/{data['fingerprint']}/"
+    assert not {key.removeprefix(prefix) for key in bench.keys(prefix)} & set(hidden)
+    (key,) = [file["key"] for file in manifest["tasks"][0]["files"] if file["name"] == "report.json"]
+    warned = {finding["file"] for finding in bench.read(key)["warnings"] if "left out" in finding["what"]}
+    assert warned == set(hidden)
 
 
 # --- cost ------------------------------------------------------------------------

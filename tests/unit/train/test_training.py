@@ -13,11 +13,13 @@ import pytest
 import structlog
 
 from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, KeptFile, Snapshot
+from handlers.train.dataset_copy import copy_dataset
 from handlers.train.weights import read_header
 from processor.errors import ErrorKind
 from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
+from tests.support.pictures import picture, upload
 from tests.support.trainer import weights
 from tests.support.training import DATASET, SETTINGS, Studio
 
@@ -82,6 +84,20 @@ def test_the_trainer_sees_no_secret_and_only_its_own_paths(
     assert config["datasets"][0]["folder_path"].startswith(root)
     (kept,) = [f for f in studio.manifest().tasks[0].files if f.name == "config.yaml"]
     assert root not in studio.main.get(kept.key).body.read().decode()
+
+
+def test_the_trainer_reads_captions_without_the_mark_that_editors_put_first(
+    studio: Studio, tmp_path: Path
+) -> None:
+    """It would take it for text; the archive keeps what was dropped."""
+    upload(studio.main, DATASET, {"0.png": picture(90), "0.txt": b"\xef\xbb\xbfzoe, marked"})
+    studio.drop_dataset(train=False)
+    studio.work()
+    version = studio.bench.read(f"datasets/{DATASET}/latest.json")["facts"]["fingerprint"]
+    copy_dataset(studio.main, DATASET, version, tmp_path / "copy", progress=lambda _done, _total: None)
+    assert (tmp_path / "copy/0.txt").read_bytes() == b"zoe, marked"
+    archived = studio.main.get(f"datasets/{DATASET}/{version}/0.txt").body.read()
+    assert archived == b"\xef\xbb\xbfzoe, marked"
 
 
 def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> None:

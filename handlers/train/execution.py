@@ -67,10 +67,12 @@ class Training:
             task_hash=work.task.hash,
             prefix=prefix,
             keep=self._run.keep,
+            retried=work.retried,
         )
         self._curve = Curve()
         self._resumed: Checkpoint | None = None
         self._seconds_before = 0.0
+        self._inherited_s = 0.0
         self._began = time.monotonic()
         self._step = 0
         self._seconds_per_step = 0.0
@@ -160,7 +162,7 @@ class Training:
             (staging / OPTIMIZER).rename(self._folder / OPTIMIZER)
         self._resumed = record
         self._curve = Curve(record.losses)
-        self._seconds_before = record.seconds
+        self._seconds_before, self._inherited_s = record.seconds, record.inherited_s
         self._step = record.step
 
     def _write_config(self, base: Path) -> Path:
@@ -280,13 +282,13 @@ class Training:
         cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
             return None
-        spent_s = self._seconds_before + time.monotonic() - self._began
+        spent_s = self._seconds_before - self._inherited_s + time.monotonic() - self._began
         if (spent_s + next_s) * usd_per_s > cap_usd:
             return TaskFailed(
                 ErrorKind.OVER_BUDGET,
                 f"stopped right after the checkpoint of step {self._step}: it has cost "
                 f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
                 where="max_cost_usd",
-                mend="Raise max_cost_usd, or lower steps or resolution",
+                mend="`dropbatch retry --max-cost USD` goes on from it; or lower steps or resolution",
             )
         return None

@@ -19,6 +19,7 @@ from processor.errors import ErrorKind
 from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
+from processor.store.memory import MemoryStore
 from tests.support.pictures import picture, upload
 from tests.support.trainer import weights
 from tests.support.training import DATASET, SETTINGS, Studio
@@ -466,11 +467,11 @@ def rendered_loras(studio: Studio) -> list[str]:
     return [m["job"]["overrides"]["lora"] for m in sorted(renders, key=lambda each: each["started_at"])]
 
 
-def retry(studio: Studio, parent: Manifest, tasks: str) -> Manifest:
+def retry(studio: Studio, parent: Manifest, tasks: str, **changes: Any) -> Manifest:
     """The manifest of a job that runs its parent's plan again, as `dropbatch retry` drops one."""
     studio.bench.clock.advance(3600)
     assert parent.job is not None
-    again = {name: value for name, value in parent.job.items() if name != "origin"}
+    again = {name: value for name, value in parent.job.items() if name != "origin"} | changes
     studio.bench.drop({**again, "retry_of": parent.job_id, "retry_tasks": tasks}, "inbox/jobs/again.json")
     studio.work()
     return studio.manifests()[-1]
@@ -500,6 +501,78 @@ def test_a_retry_publishes_a_lora_of_its_own_beside_the_earlier_one(studio: Stud
     published = studio.main.get(pointer["key"]).body.read()
     assert hashlib.sha256(published).hexdigest() == pointer["facts"]["sha256"]
     assert rendered_loras(studio) == [old, new]
+
+
+def checkpoints(studio: Studio, manifest: Manifest) -> list[str]:
+    return [key for key in studio.bench.keys(f"comfy_outputs/{manifest.job_id}/") if "/checkpoints/" in key]
+
+
+def test_a_retry_goes_on_from_its_parents_last_checkpoint(studio: Studio) -> None:
+    """Or that one's parent's, should it not have come to one of its own; `all` begins anew."""
+    studio.rescript(at={"8": "nan"}, always=True)
+    studio.drop_dataset()
+    studio.work()
+    first = studio.manifest()
+    kept = checkpoints(studio, first)
+    assert len(kept) == 6
+    studio.rescript(at={"7": "nan"}, always=True)
+    second = retry(studio, first, "failed")
+    assert (second.outcome, checkpoints(studio, second)) == (Outcome.FAILED, [])
+    studio.rescript()
+    (studio.toolkit / "trained.log").unlink()
+    third = retry(studio, second, "failed")
+    assert third.tasks[0].data["resumed_from"] == 6
+    assert studio.trained() == [*range(6, 10)]
+    assert [step for step, _ in third.tasks[0].data["losses"]] == list(range(10))
+    assert checkpoints(studio, first) == kept
+    fourth = retry(studio, second, "all")
+    assert fourth.tasks[0].data["resumed_from"] is None
+
+
+def test_a_retry_with_more_money_goes_on_where_money_ended(tmp_path: Path) -> None:
+    """What the first job has cost is not the second's, whose cap is its own."""
+    studio = Studio(tmp_path, usd_per_s=1e6)
+    studio.bench.with_policy(max_day_cost_usd=1e12)
+    studio.rescript(at={"saved 3": "pause"})
+    studio.drop_dataset(max_cost_usd=1.5)
+    studio.work()
+    first = studio.manifest()
+    assert "dropbatch retry --max-cost" in error_of(first)[1]
+    studio.rescript()
+    second = retry(studio, first, "failed", max_cost_usd=1e11)
+    assert (second.outcome, second.tasks[0].data["resumed_from"]) == (Outcome.DONE, 3)
+
+
+def test_a_checkpoint_knows_which_seconds_another_job_paid_for(tmp_path: Path) -> None:
+    """Over all attempts of the retry, too; of two at one step its own counts."""
+    store = MemoryStore()
+    jobs = {name: f"{name}-{'0' * 16}" for name in ("first", "second")}
+
+    def checkpoints_of(name: str, attempt: str, *retried: str) -> CheckpointStore:
+        prefix = execution_prefix(jobs[name], attempt, 0, "0" * 8)
+        return CheckpointStore(
+            store, job_id=jobs[name], index=0, task_hash="x", prefix=prefix, keep=1, retried=retried
+        )
+
+    def keep(kept: CheckpointStore, step: int, seconds: float) -> None:
+        folder = tmp_path / f"snapshot-{step}-{seconds}"
+        folder.mkdir()
+        (folder / WEIGHTS).write_bytes(weights(step))
+        kept.upload(Snapshot(step, folder, seconds=seconds))
+
+    def restored(kept: CheckpointStore) -> tuple[int, float, float] | None:
+        record = kept.restore(tmp_path)
+        return (record.step, record.seconds, record.inherited_s) if record else None
+
+    keep(checkpoints_of("first", "1-a"), 5, 100.0)
+    assert restored(checkpoints_of("second", "1-a")) is None
+    retried = checkpoints_of("second", "1-a", jobs["first"])
+    assert restored(retried) == (5, 100.0, 100.0)
+    keep(retried, 5, 120.0)
+    assert restored(checkpoints_of("second", "2-a", jobs["first"])) == (5, 120.0, 100.0)
+    keep(retried, 9, 150.0)
+    assert restored(checkpoints_of("second", "3-a", jobs["first"])) == (9, 150.0, 100.0)
+    assert restored(checkpoints_of("first", "2-a")) == (5, 100.0, 0.0)
 
 
 def test_what_a_retry_copies_keeps_its_loras_name(studio: Studio) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from handlers.ingest.archive import load_dataset
 from handlers.ingest.records import Dataset
 from handlers.train.config import Process, own_base, preset_process, raw_base, raw_process, raw_trigger
-from handlers.train.options import read_options
+from handlers.train.options import NO_VIDEOS, read_options
 from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset
 from handlers.train.sampling import test_render
 from handlers.train.settings import TrainSettings
@@ -23,7 +23,7 @@ from processor.layout import BASE_MODELS, dataset_latest_key, slug
 from processor.models import Model, Scalar, TrainJob
 from processor.pointers import read_pointer
 from processor.records import Plan, Task, canonical_hash
-from processor.spelling import duration
+from processor.spelling import duration, plural
 
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RAW_SECONDS_PER_STEP: Final = 2.0
@@ -79,6 +79,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
     tasks = []
     for index, row in enumerate(rows):
         process, base = _config(job, preset, row, trigger)
+        _check_videos(preset, dataset, process)
         config_hash = canonical_hash([process, base.name])
         run = Run(
             trainer_name=f"lora-{slug(publish)}",
@@ -174,6 +175,16 @@ def _config(
     options = read_options(preset.settings, changes, where="settings")
     base = own_base(options.base_model, where=where) if options.base_model else preset.base
     return preset_process(preset, options, trigger=trigger), base
+
+
+def _check_videos(preset: Preset | None, dataset: Dataset, process: Process) -> None:
+    """Refuse a run that would see none of what it is to learn from."""
+    videos = sum(file.kind == "video" for file in dataset.files)
+    if not videos or process["datasets"][0].get("num_frames", 1) > 1:
+        return
+    if (preset is not None and preset.video) or videos == dataset.examples:
+        said = f"dataset {dataset.name!r} has {plural(videos, 'video')}: {NO_VIDEOS}"
+        raise JobInvalid(said, where="settings.num_frames")
 
 
 def _publish_name(name: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from handlers.ingest import IngestHandler
+from handlers.ingest.pictures import Looked
 from processor.datasets import parse_listed, take_inventory
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
@@ -587,6 +588,27 @@ def test_captions_are_taken_as_they_are_written(bench: Bench) -> None:
     assert [finding["file"] for finding in bench.read(key)["warnings"] if "is empty" in finding["what"]] == [
         "002.txt"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (b"preset: sd15", "clip.mp4: preset sd15 takes no videos"),
+        (b"preset: wan21-14b", "clip.mp4: at num_frames 1 the trainer sees no videos; set num_frames"),
+        (b"preset: wan21-14b\nnum_frames: 41", None),
+        (b"preset: wan21-14b\nsweep: {num_frames: [21, 41]}", None),
+    ],
+)
+def test_videos_are_taken_where_the_trainer_looks_for_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, options: bytes, refused: str | None
+) -> None:
+    """With a preset that can, once somebody has said how many frames."""
+    monkeypatch.setattr("handlers.ingest.examine.look_at_video", lambda _path: Looked())
+    drop_ready(bench, {**captioned(3), "clip.mp4": b"a clip", "dataset.yaml": options})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == ("failed" if refused else "done")
+    if refused:
+        assert manifest["error"]["details"][0].startswith(refused)
 
 
 def test_where_the_trainer_does_not_look_nothing_counts(bench: Bench) -> None:

@@ -59,6 +59,13 @@ def test_every_preset_makes_a_config_of_allowed_keys(name: str) -> None:
     assert preset.memory_gb <= (80 if "80GB" in preset.gpu else 48)
 
 
+@pytest.mark.parametrize("name", sorted(preset_files()))
+def test_every_preset_trains_on_captions(name: str) -> None:
+    """With `unload_text_encoder` the trainer knows the trigger word and nothing else."""
+    preset = load_preset(name)
+    assert not {**preset.settings, **preset.train}.get("unload_text_encoder")
+
+
 def test_the_presets_are_the_promised_ones() -> None:
     """FLUX.1-dev, SDXL, SD 1.5, Wan 2.1 14B and Qwen-Image."""
     assert set(preset_files()) == {"flux1-dev", "sdxl", "sd15", "wan21-14b", "qwen-image"}

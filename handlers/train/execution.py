@@ -28,9 +28,9 @@ from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
 from handlers.train.settings import TrainSettings
-from handlers.train.trainlog import NanLoss, OptimizerSaved, Saved, Step, read_piece
+from handlers.train.trainlog import NanLoss, OptimizerLost, OptimizerSaved, Saved, Step, read_piece
 from handlers.train.uploads import Uploader
-from handlers.train.verdict import failure, nan_loss
+from handlers.train.verdict import failure, nan_loss, not_resumed
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Progress, TaskContext, TaskOutput, Work
 from processor.layout import execution_prefix
@@ -203,12 +203,16 @@ class Training:
             raise nan_loss(self._step)
         elif isinstance(event, Saved):
             self._saved = self._folder / event.path.name
-        elif isinstance(event, OptimizerSaved) and self._saved is not None:
+        elif isinstance(event, OptimizerSaved | OptimizerLost) and self._saved is not None:
             path, self._saved = self._saved, None
-            if path.stem != self._run.trainer_name and self._keep(path, uploader):
+            # One that was not saved leaves a part of itself, or the one of the save before.
+            optimizer = self._folder / OPTIMIZER if isinstance(event, OptimizerSaved) else None
+            if path.stem != self._run.trainer_name and self._keep(path, optimizer, uploader):
                 self._stop_in_time()
 
     def _count(self, step: Step) -> None:
+        if self._resumed is not None and step.done < self._resumed.step:
+            raise not_resumed(self._resumed.step, step.done)
         self._step = step.done
         if step.loss is not None:
             if not math.isfinite(step.loss):
@@ -220,7 +224,7 @@ class Training:
         stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
         self._context.progress(Progress(stage, step.done, step.total))
 
-    def _keep(self, weights: Path, uploader: Uploader) -> bool:
+    def _keep(self, weights: Path, optimizer: Path | None, uploader: Uploader) -> bool:
         """Take a finished save, and hand it to the uploader as soon as its losses are known.
 
         Returns:
@@ -229,7 +233,7 @@ class Training:
         step = int(weights.stem.rpartition("_")[2])
         folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
         try:
-            take_snapshot(weights, self._folder / OPTIMIZER, folder)
+            take_snapshot(weights, optimizer, folder)
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             return False

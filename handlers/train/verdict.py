@@ -127,6 +127,15 @@ def nan_loss(step: int) -> TaskFailed:
     )
 
 
+def not_resumed(step: int, began_at: int) -> TaskFailed:
+    """The trainer passed over the checkpoint that lay where it looks: all would be trained once more."""
+    return TaskFailed(
+        ErrorKind.NODE_FAILED,
+        f"the trainer began at step {began_at} instead of going on from the checkpoint of step {step}",
+        mend="See its log for why; `dropbatch retry --all` trains from the beginning",
+    )
+
+
 def unfinished(step: int | None, steps: int) -> TaskFailed:
     """Exit 0 without the result that was asked for."""
     reached = "no final weights were saved" if step is None else f"it reached step {step}"

@@ -14,8 +14,10 @@ import structlog
 
 from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, KeptFile, Snapshot
 from handlers.train.dataset_copy import copy_dataset
+from handlers.train.settings import train_settings
 from handlers.train.weights import read_header
-from processor.errors import ErrorKind
+from processor.config import Settings
+from processor.errors import ConfigError, ErrorKind
 from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
@@ -114,6 +116,43 @@ def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> 
     assert studio.trained() == [*range(9), *range(6, 10)]
     assert [step for step, _ in result.data["losses"]] == list(range(10))
     assert len({name for name in files_of(manifest) if name.startswith("samples/")}) == 6
+
+
+def test_a_checkpoint_without_its_optimizer_is_gone_on_from(studio: Studio) -> None:
+    """The trainer says that it could not save it, and goes on; a part of it is no optimizer."""
+    studio.rescript(at={"8": "kill"}, optimizer="full disk")
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert (manifest.outcome, manifest.tasks[0].data["resumed_from"]) == (Outcome.DONE, 6)
+    assert studio.trained() == [*range(9), *range(6, 10)]
+    kept = [key for key in studio.bench.keys("comfy_outputs/") if "/checkpoints/" in key]
+    assert kept
+    assert not [key for key in kept if key.endswith(OPTIMIZER)]
+
+
+def test_a_trainer_that_begins_anew_is_stopped_at_once(studio: Studio) -> None:
+    """It would train all of it once more, and the manifest would say that it had gone on."""
+    studio.rescript(at={"8": "kill"}, resumes=False)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    kind, what = error_of(manifest)
+    assert kind is ErrorKind.NODE_FAILED
+    assert "began at step 0 instead of going on from the checkpoint of step 6" in what
+    assert manifest.tasks[0].tries == 2
+
+
+@pytest.mark.parametrize("name", ["flux_LoRA", "user_cnx", "my_t2i", "x_refiner", "a[1]", "a*", "what?"])
+def test_a_scratch_folder_in_which_the_trainer_finds_no_checkpoint_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    """By the name of its setting; without a trainer it is as good as any."""
+    settings = Settings(bucket=str(tmp_path), work_dir=tmp_path / name)
+    assert train_settings(settings).rehearsal
+    with pytest.raises(ConfigError, match="no checkpoint to go on from") as caught:
+        train_settings(settings.model_copy(update={"ai_toolkit_dir": tmp_path}))
+    assert caught.value.where == "work_dir"
 
 
 def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -188,8 +189,11 @@ def _check_videos(preset: Preset | None, dataset: Dataset, process: Process) -> 
 
 
 def _publish_name(name: str) -> str:
-    """A file's name; what can't be one becomes a slug."""
-    return name if _FILE_NAME.fullmatch(name) else slug(name)
+    """A file's name; what can't be one becomes a slug, with a little of its hash: names of other
+    alphabets have no slug of their own, and would share one pointer."""
+    if _FILE_NAME.fullmatch(name):
+        return name
+    return f"{slug(name)}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _warnings(

@@ -22,7 +22,7 @@ from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
 from processor.store.memory import MemoryStore
-from tests.support.pictures import picture, upload
+from tests.support.pictures import captioned, picture, upload
 from tests.support.trainer import weights
 from tests.support.training import DATASET, SETTINGS, Studio
 
@@ -470,6 +470,19 @@ def test_more_pictures_train_a_second_version_and_move_the_pointer(studio: Studi
     assert second.tasks[0].data["fingerprint"] != first.tasks[0].data["fingerprint"]
     assert len(studio.loras()) == 2
     assert studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")["job_id"] == second.job_id
+
+
+def test_datasets_of_other_alphabets_have_pointers_of_their_own(studio: Studio) -> None:
+    """Their names have no slug, or the same; a name that a file can have stays as it is."""
+    names = ("Зоя", "Маша", "my zoe", "my_zoe", "my-zoe")
+    for place, name in enumerate(names):
+        options = f"preset: sd15\nsettings: {json.dumps(SETTINGS)}\n".encode()
+        upload(studio.main, name, {**captioned(3, first=10 * place), "dataset.yaml": options, "_READY": b""})
+        studio.work()
+    keys = [key for key in studio.bench.keys("comfy_models/loras/") if key.endswith(".latest.json")]
+    assert sorted(studio.bench.read(key)["facts"]["dataset"] for key in keys) == sorted(names)
+    assert {key.rpartition("/")[2].partition(".")[0] for key in keys} >= {"my_zoe", "my-zoe"}
+    assert len(studio.loras()) == len(names)
 
 
 def test_an_old_training_that_settles_late_does_not_move_the_pointer_back(studio: Studio) -> None:

@@ -178,6 +178,7 @@ class FanOut:
             max_cost_usd=self._share_usd,
             tries=tries,
             remedy=remedy,
+            retried=self._plan.retried,
             options=options,
             output=self._job.output if isinstance(self._job, RenderJob) else None,
         )
@@ -235,7 +236,7 @@ class FanOut:
                 kind=ErrorKind.OVER_BUDGET,
                 what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
                 where="max_cost_usd",
-                mend="Raise max_cost_usd and use `dropbatch retry`; finished tasks are kept",
+                mend="`dropbatch retry --max-cost USD` runs the rest; finished tasks are kept",
             )
         budget = self._machine.budget
         if (self._machine.policy.priced or self._spent_usd > 0) and budget.used_up:

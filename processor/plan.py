@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 _SHOWN = 20
 """Errors of a value's that are told, of as many as it may have."""
 
+_MAX_RETRIED = 10
+"""Jobs of a row of retries that are remembered; each may be looked through once more."""
+
 
 def elect_plan(trying: Trying, job: JobBase) -> Plan:
     """The one plan of this job: an earlier attempt's if one was elected, else ours.
@@ -151,7 +154,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
             mend="Name one in dropbatch.toml under [handlers]",
         )
     if job.retry_of is not None:
-        return _parents(machine, job.retry_of, trying.job_id)
+        return _parents(machine, job, job.retry_of, trying.job_id)
     context = PlanContext(
         job_id=trying.job_id,
         drop_key=trying.claim.drop.key,
@@ -163,7 +166,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
     return planned(handler, job, context)
 
 
-def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
+def _parents(machine: Machine, job: JobBase, parent: str, job_id: str) -> Plan:
     """A retry runs its parent's plan, drawn seeds and all. Cost: 1 request."""
     manifest = standing(machine, parent)
     if manifest is None or manifest.plan is None:
@@ -173,7 +176,9 @@ def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
             mend="`dropbatch status` lists the ids; a job that never got a plan is dropped again instead",
         )
     refuse_rehearsal(manifest)
-    return manifest.plan.model_copy(update={"job_id": job_id})
+    plan = manifest.plan
+    retried = [] if job.retry_tasks == "all" else [parent, *plan.retried][:_MAX_RETRIED]
+    return plan.model_copy(update={"job_id": job_id, "retried": retried})
 
 
 def _winners(trying: Trying, winner: Record) -> Plan:

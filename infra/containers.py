@@ -25,6 +25,7 @@ from infra.machine import build, container_start, factory_of, open_notes, open_s
 from infra.models import Problem, raise_problem
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
+from infra.unanswered import NO_ANSWER
 from infra.webhook import MAX_BODY_BYTES, Door
 from infra.worker import Worker
 from processor.assembly import open_leases
@@ -105,7 +106,7 @@ def backlog(function: modal.Function[..., Any, Any]) -> int:
     """How many of its inputs wait for a container; 0 if Modal does not say."""
     try:
         return function.get_current_stats().backlog
-    except modal.exception.Error as error:
+    except NO_ANSWER as error:
         log.warning("backlog.unknown", why=str(error))
         return 0
 
@@ -182,7 +183,7 @@ def inbox_in_bucket(url: str) -> str:
 
 
 def _pull_some_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> None:
-    with suppress(modal.exception.Error):  # a note less: the models may leave the Volume sooner
+    with suppress(*NO_ANSWER):  # a note less: the models may leave the Volume sooner
         function.spawn(wanted)
 
 

@@ -248,33 +248,40 @@ if options.engine == "comfyui":  # a rehearsal needs no base model, the built-in
     pulls = {"render": pull.remote, "train": pull_bases.remote}
 
 
-@app.function(
+@app.cls(
     image=base,
     secrets=[told, bucket_key, *telling],
     cpu=1.0,
     memory=1024,
-    timeout=24 * HOURS,
+    timeout=fleet.LONGEST_S,
     max_containers=options.dispatch_containers,
     scaledown_window=30,
     retries=0,
 )
-def dispatch(claims: list[dict[str, Any]]) -> dict[str, str | None]:
-    """Run a few claimed jobs to their end. A preempted one comes back with the same claims."""
-    machine, _ = containers.open_machine(deployed, pools, pulls)
-    try:
-        return dispatching.run_claims(machine, claims, limit_s=24 * HOURS - dispatching.WIND_DOWN_S)
-    finally:
-        machine.close()
+@modal.concurrent(max_inputs=options.jobs_per_dispatch)
+class Dispatcher:
+    """Runs claimed jobs to their end, one a call. A preempted one's calls come back with their claims."""
+
+    @modal.enter()
+    def load(self) -> None:
+        machine, _ = containers.open_machine(deployed, pools, pulls)
+        self.dispatcher = dispatching.Dispatcher(machine, limit_s=fleet.LONGEST_S - dispatching.WIND_DOWN_S)
+
+    @modal.method()
+    def run(self, claims: list[dict[str, Any]]) -> dict[str, str | None]:
+        return self.dispatcher.run(claims)
+
+    @modal.exit()
+    def leave(self) -> None:
+        self.dispatcher.close()
 
 
 def _tick() -> dict[str, Any]:
     machine, ours = containers.open_machine(deployed, pools, pulls)
+    dispatch = Dispatcher().run
     try:
         return ticking.tick_once(
-            machine,
-            ours,
-            spawn=dispatch.spawn,
-            backlog=lambda: containers.backlog(dispatch),
+            machine, ours, spawn=dispatch.spawn, load=lambda: containers.load_of(dispatch)
         )
     finally:
         machine.close()

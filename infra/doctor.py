@@ -73,10 +73,9 @@ def _secrets(deployed: Deployment) -> Finding:
 
 
 def _app(deployed: Deployment) -> Finding:
-    stats = function(deployed, "dispatch").get_current_stats()
-    what = (
-        f"{deployed.modal.app_name} is deployed; {stats.num_total_runners} dispatchers, {stats.backlog} wait"
-    )
+    name = deployed.modal.app_name
+    stats = modal.Cls.from_name(name, "Dispatcher")().run.get_current_stats()
+    what = f"{name} is deployed; {stats.num_running_inputs} jobs in work, {stats.backlog} wait"
     return Finding("ok", "modal app", what)
 
 

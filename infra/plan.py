@@ -113,7 +113,7 @@ def _rows(deployed: Deployment) -> Iterator[Row]:
     yield Row("nightly", "opens the night", cron=night)
     yield Row("morning", "reports the night, sweeps", cron=morning)
     yield Row("wake", "a tick out of turn", containers=2)
-    yield Row("dispatch", "runs claimed jobs", containers=ours.dispatch_containers)
+    yield Row("Dispatcher", "runs claimed jobs", containers=ours.dispatch_containers)
     yield Row("Renderer", "renders", gpus(ours.render_gpus), ours.render_containers)
     yield Row("Trainer", "trains", gpus(ours.train_gpus), ours.train_containers)
     yield Row("Ingester", "checks and archives datasets", containers=2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.plan import plan_of
+from infra.plan import STUDIO_CORES, STUDIO_GIB, TICK_CORES, TICK_GIB, plan_of
 from infra.settings import DEPLOYED, deployable
 from processor.config import load_without_file
 from tests.infra.deployed import Deployed, deadline, deployed
@@ -251,3 +251,6 @@ def test_the_plan_shown_is_what_is_registered(here: Deployed) -> None:
         assert row.warm == found.spec.autoscaler_settings.min_containers, name
     assert (plan.gpus, plan.crons, plan.doors, list(plan.over())) == (9, 3, 3, [])
     assert 0.5 < plan.idle_usd_a_month < 5
+    for name, cores, gib in (("tick", TICK_CORES, TICK_GIB), ("Studio", STUDIO_CORES, STUDIO_GIB)):
+        resources = registered[name].spec.resources
+        assert (resources.milli_cpu, resources.memory_mb) == (cores * 1000, gib * 1024)

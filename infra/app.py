@@ -408,7 +408,7 @@ if options.api:
         max_containers=2,
         scaledown_window=60,
     )
-    @modal.concurrent(max_inputs=50)
+    @modal.concurrent(max_inputs=containers.API_INPUTS)
     @modal.asgi_app(requires_proxy_auth=True)
     def api() -> Any:
         """The headless API, with the status page of the bucket: see `infra.api`."""
@@ -417,7 +417,7 @@ if options.api:
             render=Studio().render.remote,
             pull=pull,
             volume=model_volume,
-            wake=wake.spawn,
+            spawn=wake.spawn,
         )
 
 
@@ -435,7 +435,7 @@ if options.webhook:
         max_containers=2,
         scaledown_window=60,
     )
-    @modal.concurrent(max_inputs=20)
+    @modal.concurrent(max_inputs=containers.WEBHOOK_INPUTS)
     @modal.asgi_app()
     def webhook() -> Any:
         """Backblaze's event notifications; each is signed, so the door itself is open."""

@@ -27,6 +27,7 @@ from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
 from infra.ticking import Load
 from infra.unanswered import NO_ANSWER
+from infra.waking import Waking
 from infra.webhook import MAX_BODY_BYTES, Door
 from infra.worker import Worker
 from processor.assembly import open_leases
@@ -44,6 +45,9 @@ from processor.report import error_report
 log = structlog.get_logger(__name__)
 
 Render = Callable[[dict[str, Any]], dict[str, Any]]
+API_INPUTS: Final = 50
+WEBHOOK_INPUTS: Final = 20
+"""Requests that Modal sends a container of the door at once."""
 PULL_WAIT_S: Final = 120.0
 """Below the 150 s after which Modal answers with a redirect, and far below the API's own timeout."""
 PULLED_FOR_S: Final = 3600.0
@@ -129,12 +133,13 @@ def open_api(
     render: Render,
     pull: modal.Function[..., Any, Any],
     volume: modal.Volume,
-    wake: Callable[[], object],
+    spawn: Callable[[float], object],
 ) -> AsgiApp:
     """The headless API of a container.
 
     Args:
         render: runs an order on a GPU.
+        spawn: has a tick begin after so many seconds.
     """
     ours = container_start(deployed)
     stores, policy = open_stores(ours), rented_policy(ours)
@@ -149,8 +154,9 @@ def open_api(
         note_use=partial(_pull_some_time, pull),
         render=render,
     )
+    wake = Waking(open_notes(ours), spawn, time.time)
     api = Api(stores.main, open_leases(ours.settings, stores.main), desk, wake)
-    return asgi_app(api, limit_bytes=API_BODY_BYTES)
+    return asgi_app(api, limit_bytes=API_BODY_BYTES, threads=API_INPUTS)
 
 
 def pull_in_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> Problem:
@@ -173,11 +179,10 @@ def open_webhook(deployed: Deployment, *, spawn: Callable[[float], object]) -> A
     door = Door(
         secret=os.environ["DROPBATCH_WEBHOOK_SECRET"],
         inbox=inbox_in_bucket(ours.settings.store_url),
-        notes=open_notes(ours),
-        spawn=spawn,
-        now=time.time,
+        notes=(notes := open_notes(ours)),
+        wake=Waking(notes, spawn, time.time),
     )
-    return asgi_app(door, limit_bytes=MAX_BODY_BYTES)
+    return asgi_app(door, limit_bytes=MAX_BODY_BYTES, threads=WEBHOOK_INPUTS)
 
 
 def inbox_in_bucket(url: str) -> str:

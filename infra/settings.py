@@ -191,12 +191,19 @@ def deployable(settings: Settings) -> Deployment:
         ConfigError: the table `[modal]` is wrong, there is no bucket, Modal could not reach it, or
             notices could not be sent from there.
     """
-    if not settings.store_url.startswith(("b2:", "s3:")):
-        raise ConfigError(
-            "Modal can't reach a folder of this machine",
-            where="bucket",
-            mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
-        )
+    buckets = {"bucket": settings.store_url}
+    buckets |= {
+        name: url
+        for name in ("models_bucket", "datasets_bucket")
+        if (url := getattr(settings, name)) is not None
+    }
+    for name, url in buckets.items():
+        if not url.startswith(("b2:", "s3:")):
+            raise ConfigError(
+                "Modal can't reach a folder of this machine",
+                where=name,
+                mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
+            )
     deployed = Deployment(settings, modal_settings(settings))
     _check_notices(deployed)
     return deployed

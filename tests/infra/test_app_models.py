@@ -111,7 +111,8 @@ def test_a_job_gets_the_gpu_that_it_asks_for(here: Deployed) -> None:
 
 def test_a_gpu_that_modal_has_not_is_refused_before_any_rent(here: Deployed) -> None:
     """With the nearest name; it would be refused once for each task, or cost what nobody knows."""
-    key = here.put_job("on-rtx", upscaling("up.pth", gpu="A100-80"))
+    here.store.put("comfy_models/upscale_models/up.pth", b"weights")
+    key = here.put_job("on-none", upscaling("up.pth", gpu="A100-80"))
     before = len(here.loopback.containers("Renderer"))
     here.tick()
     here.run_until_empty()

@@ -17,6 +17,7 @@ from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
 from processor.parallel import each_of
+from processor.problems import did_you_mean
 from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
@@ -145,6 +146,22 @@ def _election(job_id: str) -> str:
 
 
 def _make(trying: Trying, job: JobBase) -> Plan:
+    plan = _resolved(trying, job)
+    _check_gpu(trying.machine, job.gpu or plan.gpu)
+    return plan
+
+
+def _check_gpu(machine: Machine, gpu: str | None) -> None:
+    """Refuse here what would be refused for each task, or rented at a price that nobody knows."""
+    if gpu is None or machine.gpus is None:
+        return
+    kind = gpu.partition(":")[0]
+    if kind not in machine.gpus:
+        mend = did_you_mean(kind, machine.gpus)
+        raise JobInvalid(f"there is no GPU {kind!r} to be had", where="gpu", mend=mend)
+
+
+def _resolved(trying: Trying, job: JobBase) -> Plan:
     machine = trying.machine
     handler = machine.handlers.get(job.kind)
     if handler is None:

@@ -65,7 +65,7 @@ def test_a_short_job_waits_for_no_long_one(tmp_path: Path, moto: SerialMotoServe
         (dispatcher,) = here.loopback.containers("Dispatcher")
         here.loopback.wait_until(lambda: short in here.manifests(), 60, "the short one is done")
         here.loopback.wait_until(lambda: len(dispatcher.inputs) == 2, 20, "its call has ended")
-        assert (here.manifests().keys(), dispatcher.served) == ({short}, 3)
+        assert (list(here.manifests()), dispatcher.served) == ([short], 3)
 
 
 def test_a_restored_container_uses_the_key_of_today(here: Deployed, b2: B2Like) -> None:

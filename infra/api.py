@@ -22,16 +22,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import structlog
+
 from infra.asgi import Reply, Request, status_of
-from processor.errors import ErrorKind, JobInvalid, NotFound
+from processor.errors import ErrorKind, JobInvalid, NotFound, StoreError
 from processor.inbox import Drop, scan
 from processor.layout import AUTHORITY, JOBS, is_job_id, manifest_key, slug
 from processor.leases.authority import Founding
 from processor.leases.protocol import LeaseStore
 from processor.models import JobBase, RenderJob
-from processor.reading import read_job
+from processor.reading import parse_json, read_job
 from processor.records import Manifest
-from processor.store import Store, read_bytes
+from processor.store import ObjectInfo, Store, read_bytes
+
+log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_MANIFEST_BYTES: Final = 256 * 1024 * 1024
@@ -87,11 +91,27 @@ class Api:
         job = self._read(request.body)
         key = f"{JOBS}api/{slug(job.name or job.kind)}-{secrets.token_hex(4)}.json"
         value = job.model_dump(mode="json", exclude_defaults=True) | {"kind": job.kind}
-        self.store.put(key, json.dumps(value).encode(), media_type="application/json")
-        info = self.store.stat(key)
-        job_id = Drop(key, info.version, info.size_bytes, info.modified).job_id
-        self.wake()
+        info = self.store.put(key, json.dumps(value).encode(), media_type="application/json")
+        # It is dropped. Whatever fails from here on must not have the caller drop it again.
+        self._wake()
+        if (job_id := self._id_of(info)) is None:
+            return Reply.of_json({"job": None, "key": key, "status": None}, 202)
         return Reply.of_json({"job": job_id, "key": key, "status": f"/jobs/{job_id}"}, 202)
+
+    def _wake(self) -> None:
+        try:
+            self.wake()
+        except Exception as error:  # noqa: BLE001 - whatever Modal says, the cron finds the job
+            log.warning("api.not_woken", why=f"{type(error).__name__}: {error}")
+
+    def _id_of(self, info: ObjectInfo) -> str | None:
+        """The job's id, for which an S3 server without versions must be asked; None if it can't tell."""
+        try:
+            known = info if info.version else self.store.stat(info.key)
+        except StoreError as error:
+            log.warning("api.id_not_known", key=info.key, why=str(error))
+            return None
+        return Drop(known.key, known.version, known.size_bytes, known.modified).job_id
 
     def _job(self, job_id: str, file: str | None) -> Reply:
         if not is_job_id(job_id):
@@ -141,17 +161,18 @@ class Api:
 
     def _read(self, body: bytes) -> JobBase:
         """A job as a drop would say it, with files that came along put where it finds them."""
-        try:
-            value = json.loads(body)
-        except ValueError:
-            value = None
+        value = parse_json(body, key="body")
         if not isinstance(value, dict) or "files" not in value:
             return read_job(body, key="body")
         files = value.pop("files")
         if not isinstance(files, dict) or len(files) > MAX_FILES:
             raise JobInvalid(f"an object of at most {MAX_FILES} names and base64 contents", where="files")
+        inputs = value.get("inputs", {})
+        if not isinstance(inputs, dict):
+            mend = "Leave it out, or name files with the keys or URLs that they come from"
+            raise JobInvalid("an object of names and where they come from", where="inputs", mend=mend)
         uploaded = {str(name): self._upload(str(name), data) for name, data in files.items()}
-        value["inputs"] = {**value.get("inputs", {}), **uploaded}
+        value["inputs"] = {**inputs, **uploaded}
         return read_job(json.dumps(value).encode(), key="body")
 
     def _upload(self, name: str, data: Any) -> str:

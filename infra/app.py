@@ -248,33 +248,40 @@ if options.engine == "comfyui":  # a rehearsal needs no base model, the built-in
     pulls = {"render": pull.remote, "train": pull_bases.remote}
 
 
-@app.function(
+@app.cls(
     image=base,
     secrets=[told, bucket_key, *telling],
     cpu=1.0,
     memory=1024,
-    timeout=24 * HOURS,
+    timeout=fleet.LONGEST_S,
     max_containers=options.dispatch_containers,
     scaledown_window=30,
     retries=0,
 )
-def dispatch(claims: list[dict[str, Any]]) -> dict[str, str | None]:
-    """Run a few claimed jobs to their end. A preempted one comes back with the same claims."""
-    machine, _ = containers.open_machine(deployed, pools, pulls)
-    try:
-        return dispatching.run_claims(machine, claims, limit_s=24 * HOURS - dispatching.WIND_DOWN_S)
-    finally:
-        machine.close()
+@modal.concurrent(max_inputs=options.jobs_per_dispatch)
+class Dispatcher:
+    """Runs claimed jobs to their end, one a call. A preempted one's calls come back with their claims."""
+
+    @modal.enter()
+    def load(self) -> None:
+        machine, _ = containers.open_machine(deployed, pools, pulls)
+        self.dispatcher = dispatching.Dispatcher(machine, limit_s=fleet.LONGEST_S - dispatching.WIND_DOWN_S)
+
+    @modal.method()
+    def run(self, claims: list[dict[str, Any]]) -> dict[str, str | None]:
+        return self.dispatcher.run(claims)
+
+    @modal.exit()
+    def leave(self) -> None:
+        self.dispatcher.close()
 
 
 def _tick() -> dict[str, Any]:
     machine, ours = containers.open_machine(deployed, pools, pulls)
+    dispatch = Dispatcher().run
     try:
         return ticking.tick_once(
-            machine,
-            ours,
-            spawn=dispatch.spawn,
-            backlog=lambda: containers.backlog(dispatch),
+            machine, ours, spawn=dispatch.spawn, load=lambda: containers.load_of(dispatch)
         )
     finally:
         machine.close()
@@ -401,7 +408,7 @@ if options.api:
         max_containers=2,
         scaledown_window=60,
     )
-    @modal.concurrent(max_inputs=50)
+    @modal.concurrent(max_inputs=containers.API_INPUTS)
     @modal.asgi_app(requires_proxy_auth=True)
     def api() -> Any:
         """The headless API, with the status page of the bucket: see `infra.api`."""
@@ -410,7 +417,7 @@ if options.api:
             render=Studio().render.remote,
             pull=pull,
             volume=model_volume,
-            wake=wake.spawn,
+            spawn=wake.spawn,
         )
 
 
@@ -428,7 +435,7 @@ if options.webhook:
         max_containers=2,
         scaledown_window=60,
     )
-    @modal.concurrent(max_inputs=20)
+    @modal.concurrent(max_inputs=containers.WEBHOOK_INPUTS)
     @modal.asgi_app()
     def webhook() -> Any:
         """Backblaze's event notifications; each is signed, so the door itself is open."""

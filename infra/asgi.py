@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -53,12 +54,14 @@ class Reply:
 Handle = Callable[[Request], Reply]
 
 
-def asgi_app(handle: Handle, *, limit_bytes: int) -> AsgiApp:
+def asgi_app(handle: Handle, *, limit_bytes: int, threads: int) -> AsgiApp:
     """The function as an ASGI app; it runs in a thread, so that it may wait.
 
     Args:
         limit_bytes: larger bodies are answered with 413, without being read to their end.
+        threads: as many as requests may come at once; of fewer a request that waits would take them all.
     """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="door")
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +71,8 @@ def asgi_app(handle: Handle, *, limit_bytes: int) -> AsgiApp:
         if body is None:
             reply = Reply.of_json({"error": f"more than {limit_bytes:,} bytes"}, 413)
         else:
-            reply = await asyncio.to_thread(answer, handle, _request(scope, body))
+            running = asyncio.get_running_loop()
+            reply = await running.run_in_executor(pool, answer, handle, _request(scope, body))
         headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **reply.headers}
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})

@@ -25,6 +25,9 @@ from infra.machine import build, container_start, factory_of, open_notes, open_s
 from infra.models import Problem, raise_problem
 from infra.settings import Deployment
 from infra.stops import StopNotes, StopWatch
+from infra.ticking import Load
+from infra.unanswered import NO_ANSWER
+from infra.waking import Waking
 from infra.webhook import MAX_BODY_BYTES, Door
 from infra.worker import Worker
 from processor.assembly import open_leases
@@ -42,8 +45,13 @@ from processor.report import error_report
 log = structlog.get_logger(__name__)
 
 Render = Callable[[dict[str, Any]], dict[str, Any]]
+API_INPUTS: Final = 50
+WEBHOOK_INPUTS: Final = 20
+"""Requests that Modal sends a container of the door at once."""
 PULL_WAIT_S: Final = 120.0
 """Below the 150 s after which Modal answers with a redirect, and far below the API's own timeout."""
+PULLED_FOR_S: Final = 3600.0
+"""So long a model is taken to be on its Volume."""
 Pull = Callable[[list[dict[str, Any]]], Problem]
 """Brings models to a Volume, on a CPU; says what kept it."""
 
@@ -101,13 +109,14 @@ def open_machine(
     return build(ours, launcher, observe), ours
 
 
-def backlog(function: modal.Function[..., Any, Any]) -> int:
-    """How many of its inputs wait for a container; 0 if Modal does not say."""
+def load_of(function: modal.Function[..., Any, Any]) -> Load:
+    """What its containers have to do; nothing if Modal does not say."""
     try:
-        return function.get_current_stats().backlog
-    except modal.exception.Error as error:
-        log.warning("backlog.unknown", why=str(error))
-        return 0
+        stats = function.get_current_stats()
+    except NO_ANSWER as error:
+        log.warning("load.unknown", why=str(error))
+        return Load()
+    return Load(stats.num_running_inputs, stats.backlog)
 
 
 def fetch_bases(deployed: Deployment) -> Callable[[Plan, Stores], None]:
@@ -124,12 +133,13 @@ def open_api(
     render: Render,
     pull: modal.Function[..., Any, Any],
     volume: modal.Volume,
-    wake: Callable[[], object],
+    spawn: Callable[[float], object],
 ) -> AsgiApp:
     """The headless API of a container.
 
     Args:
         render: runs an order on a GPU.
+        spawn: has a tick begin after so many seconds.
     """
     ours = container_start(deployed)
     stores, policy = open_stores(ours), rented_policy(ours)
@@ -144,8 +154,9 @@ def open_api(
         note_use=partial(_pull_some_time, pull),
         render=render,
     )
+    wake = Waking(open_notes(ours), spawn, time.time)
     api = Api(stores.main, open_leases(ours.settings, stores.main), desk, wake)
-    return asgi_app(api, limit_bytes=API_BODY_BYTES)
+    return asgi_app(api, limit_bytes=API_BODY_BYTES, threads=API_INPUTS)
 
 
 def pull_in_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> Problem:
@@ -168,11 +179,10 @@ def open_webhook(deployed: Deployment, *, spawn: Callable[[float], object]) -> A
     door = Door(
         secret=os.environ["DROPBATCH_WEBHOOK_SECRET"],
         inbox=inbox_in_bucket(ours.settings.store_url),
-        notes=open_notes(ours),
-        spawn=spawn,
-        now=time.time,
+        notes=(notes := open_notes(ours)),
+        wake=Waking(notes, spawn, time.time),
     )
-    return asgi_app(door, limit_bytes=MAX_BODY_BYTES)
+    return asgi_app(door, limit_bytes=MAX_BODY_BYTES, threads=WEBHOOK_INPUTS)
 
 
 def inbox_in_bucket(url: str) -> str:
@@ -182,24 +192,30 @@ def inbox_in_bucket(url: str) -> str:
 
 
 def _pull_some_time(function: modal.Function[..., Any, Any], wanted: list[dict[str, Any]]) -> None:
-    with suppress(modal.exception.Error):  # a note less: the models may leave the Volume sooner
+    with suppress(*NO_ANSWER):  # a note less: the models may leave the Volume sooner
         function.spawn(wanted)
 
 
 class _Preparing:
-    """Has models pulled before the first task that needs them goes to a GPU; asks once for each."""
+    """Has models pulled before the first task that needs them goes to a GPU; asks once for each, and
+    again after a while: a busy dispatcher lives for days, and the Volume lets models go."""
 
     def __init__(self, pulls: Mapping[str, Pull]) -> None:
         self._pulls = pulls
-        self._there: set[str] = set()
+        self._there: dict[str, float] = {}
 
     def __call__(self, works: Sequence[Work]) -> None:
         for kind, pull in self._pulls.items():
             wanted = {json.dumps(each, sort_keys=True): each for work in works for each in _needs(work, kind)}
-            missing = [each for text, each in wanted.items() if text not in self._there]
+            now = time.monotonic()
+            missing = {
+                text: each
+                for text, each in wanted.items()
+                if now - self._there.get(text, -PULLED_FOR_S) >= PULLED_FOR_S
+            }
             if missing:
-                raise_problem(pull(missing))
-                self._there.update(wanted)
+                raise_problem(pull(list(missing.values())))
+                self._there.update(dict.fromkeys(missing, time.monotonic()))
 
 
 def _needs(work: Work, kind: str) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def _guarded(deployed: Deployment, name: str, look: Callable[[Deployment], Findi
             return look(deployed)
     except DropbatchError as error:
         return Finding("fail", name, redact(error.what), error.mend)
-    except (modal.exception.Error, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 - what a container raised, or the network: it is a finding, too
         return Finding("fail", name, redact(f"{type(error).__name__}: {error}"))
 
 
@@ -73,10 +73,9 @@ def _secrets(deployed: Deployment) -> Finding:
 
 
 def _app(deployed: Deployment) -> Finding:
-    stats = function(deployed, "dispatch").get_current_stats()
-    what = (
-        f"{deployed.modal.app_name} is deployed; {stats.num_total_runners} dispatchers, {stats.backlog} wait"
-    )
+    name = deployed.modal.app_name
+    stats = modal.Cls.from_name(name, "Dispatcher")().run.get_current_stats()
+    what = f"{name} is deployed; {stats.num_running_inputs} jobs in work, {stats.backlog} wait"
     return Finding("ok", "modal app", what)
 
 

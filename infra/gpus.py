@@ -30,8 +30,16 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def usd_per_s(name: str | None) -> float:
-    """What a second on this GPU costs; 0 without one, or of a class we don't know."""
-    return prices().usd_per_s(name)
+    """What a second on this GPU costs; 0 without one. One that we don't know is taken for the dearest of
+    its number: at no price no cap would hold."""
+    if name is None:
+        return 0.0
+    kind, _, count = name.partition(":")
+    known = prices()
+    if kind not in known.modal:
+        dearest = max(known.modal, key=lambda each: known.modal[each].usd_per_h)
+        name = f"{dearest}:{count or 1}"
+    return known.usd_per_s(name)
 
 
 def bigger(name: str) -> str:

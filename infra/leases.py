@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-import grpclib
 import modal
 
 from infra.settings import modal_settings
+from infra.unanswered import NO_ANSWER
 from processor.errors import StoreUnavailable
 from processor.leases.protocol import LeaseStore, Record
 from processor.leases.record import from_bytes, to_bytes
@@ -91,5 +91,5 @@ def _translated(key: str) -> Iterator[None]:
         raise StoreUnavailable(
             f"Modal does not know this token: {error}", where=key, mend="Run `modal setup`"
         ) from error
-    except (modal.exception.Error, grpclib.GRPCError, OSError, TimeoutError) as error:
+    except NO_ANSWER as error:
         raise StoreUnavailable(f"Modal's Dict does not answer: {error}", where=key) from error

@@ -29,6 +29,7 @@ from processor.machine import Machine, new_nonce
 from processor.models import JobKind
 from processor.notify import Notices
 from processor.policy import Policy
+from processor.prices import prices
 from processor.redact import forget
 from processor.store import Capabilities, Store, open_store
 
@@ -121,6 +122,7 @@ def build(deployed: Deployment, launcher: Launcher, observe: Observer = ignore) 
         policy=policy,
         observe=observe,
         notices=_notices(settings),
+        gpus=prices().modal,
         host=f"modal:{os.environ.get('MODAL_TASK_ID', 'local')}",
     )
 

@@ -16,6 +16,7 @@ from handlers.model_cache import ModelCache
 from infra import rclone
 from infra.machine import container_start, open_notes, open_stores
 from infra.settings import Deployment
+from infra.unanswered import NO_ANSWER
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
 from processor.handler import Stores
 from processor.log import unit_of_work
@@ -31,6 +32,8 @@ _OWN: Final = ".dropbatch"
 _USED: Final = f"{_OWN}/used.json"
 _GB: Final = 1_000_000_000
 _TELL_EVERY_S: Final = 3.0
+_ABANDONED_S: Final = 24 * 3600.0
+"""No container lives longer, so nobody writes to a part of that age any more."""
 
 
 def pull(
@@ -54,7 +57,8 @@ def pull(
             root = ours.settings.models_path
             replaced = ModelCache(root, open_stores(ours).models).ensure(models)
             note_use(root, named, now=time.time())
-            line.add(replaced=replaced, removed=trim(root, int(ours.modal.models_limit_gb * _GB), set(named)))
+            line.add(replaced=replaced, abandoned=remove_abandoned(root, now=time.time()))
+            line.add(removed=trim(root, int(ours.modal.models_limit_gb * _GB), set(named)))
             commit()
         except DropbatchError as error:
             line.add(why=str(error))
@@ -110,8 +114,12 @@ def sync(
         nonlocal told_at
         if progress_id and time.monotonic() - told_at > _TELL_EVERY_S:
             told_at = time.monotonic()
-            notes.put(f"progress/{progress_id}", json.dumps(stats))
-            commit()  # what is there by now stays, whatever comes
+            with suppress(*NO_ANSWER):
+                notes.put(f"progress/{progress_id}", json.dumps(stats))
+            # What is there by now stays, whatever comes. rclone has files open, and the client reloads
+            # after a commit, which Modal refuses then: the commit at the end is the one that counts.
+            with suppress(RuntimeError, *NO_ANSWER):
+                commit()
 
     with unit_of_work("sync", path=path, push=push) as line:
         try:
@@ -167,10 +175,12 @@ def trim(root: Path, limit_bytes: int, keep: set[str]) -> list[str]:
         keep: `folder/name` of those that stay whatever their age.
     Returns:
         What was removed. The bucket still has it.
+
+    What is no model (parts of copies, what nodes download by themselves) fills the Volume as well.
     """
     used = _read_use(root)
     sizes = {name: (_size(root / name), _last_use(root / name, used.get(name))) for name in _models(root)}
-    total = sum(size for size, _ in sizes.values())
+    total = _size(root) - _size(root / _OWN)
     removed = []
     for name, (size, _) in sorted(sizes.items(), key=lambda item: item[1][1]):
         if total <= limit_bytes:
@@ -181,6 +191,15 @@ def trim(root: Path, limit_bytes: int, keep: set[str]) -> list[str]:
         total -= size
         removed.append(name)
     return removed
+
+
+def remove_abandoned(root: Path, *, now: float) -> list[str]:
+    """Remove what copies that were cut off left half done, ours and rclone's; names, below the Volume."""
+    parts = [path for path in root.rglob("*") if _is_part(path) and path.is_file()]
+    old = sorted(path for path in parts if now - path.stat().st_mtime > _ABANDONED_S)
+    for path in old:
+        path.unlink()
+    return [path.relative_to(root).as_posix() for path in old]
 
 
 def listing(root: Path) -> list[dict[str, Any]]:
@@ -214,9 +233,17 @@ def _models(root: Path) -> list[str]:
         if folder.name == "diffusers":
             found += [f"{folder.name}/{tree.name}" for tree in folder.iterdir()]
             continue
-        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = (path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path))
         found += [path.relative_to(root).as_posix() for path in files]
     return found
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.startswith(".part-") or path.suffix == ".partial"
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or _is_part(path)
 
 
 def _size(path: Path) -> int:

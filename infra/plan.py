@@ -17,6 +17,8 @@ TICK_BILLED_S: Final = 6.0
 work was measured on the loopback, the rest is Modal's published cold start; see docs/modal.md."""
 TICK_CORES: Final = 0.25
 TICK_GIB: Final = 0.5
+STUDIO_CORES: Final = 4.0
+STUDIO_GIB: Final = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,11 @@ class DeployPlan:
     @property
     def idle_usd_a_month(self) -> float:
         """Ticks that find nothing, and containers that are kept warm."""
-        core_hours = _TICKS_A_MONTH * TICK_BILLED_S / 3600
-        ticks = core_hours * (TICK_CORES * CPU_USD_PER_CORE_HOUR + TICK_GIB * MEMORY_USD_PER_GIB_HOUR)
-        warm = sum(row.warm * usd_per_s(row.gpus[0]) * 3600 * _MONTH_H for row in self.rows if row.gpus)
-        return ticks + warm
+        ticks_h = _TICKS_A_MONTH * TICK_BILLED_S / 3600
+        return ticks_h * _usd_per_h(TICK_CORES, TICK_GIB) + sum(
+            row.warm * _MONTH_H * _usd_per_h(STUDIO_CORES, STUDIO_GIB, next(iter(row.gpus), None))
+            for row in self.rows
+        )
 
     def over(self) -> Iterator[str]:
         """Each limit of the plan that this deploy would exceed."""
@@ -113,7 +116,7 @@ def _rows(deployed: Deployment) -> Iterator[Row]:
     yield Row("nightly", "opens the night", cron=night)
     yield Row("morning", "reports the night, sweeps", cron=morning)
     yield Row("wake", "a tick out of turn", containers=2)
-    yield Row("dispatch", "runs claimed jobs", containers=ours.dispatch_containers)
+    yield Row("Dispatcher", "runs claimed jobs", containers=ours.dispatch_containers)
     yield Row("Renderer", "renders", gpus(ours.render_gpus), ours.render_containers)
     yield Row("Trainer", "trains", gpus(ours.train_gpus), ours.train_containers)
     yield Row("Ingester", "checks and archives datasets", containers=2)
@@ -130,6 +133,10 @@ def _rows(deployed: Deployment) -> Iterator[Row]:
         yield Row("ui", "ComfyUI in the browser", gpus([ours.ui_gpu]), 1, door="proxy auth")
     if ours.webhook:
         yield Row("webhook", "Backblaze's notifications", containers=2, door="signed")
+
+
+def _usd_per_h(cores: float, gib: float, gpu: str | None = None) -> float:
+    return cores * CPU_USD_PER_CORE_HOUR + gib * MEMORY_USD_PER_GIB_HOUR + usd_per_s(gpu) * 3600
 
 
 def _count(gpu: str) -> int:

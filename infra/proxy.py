@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import ClientSession, ClientTimeout, WSMsgType, web
 
+from processor.errors import ConfigError
+
 _HOP_BY_HOP: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"),
@@ -91,6 +93,8 @@ class Door:
             allow_redirects=False,
         ) as answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_BACK}
+            if location := kept.get("Location"):
+                kept["Location"] = self._local(location)
             reply = web.StreamResponse(status=answer.status, headers=kept)
             await reply.prepare(request)
             async for piece in answer.content.iter_chunked(_CHUNK_BYTES):
@@ -116,6 +120,13 @@ class Door:
                 pump.cancel()
             await here.close()
             return here
+
+    def _local(self, location: str) -> str:
+        """Where a redirect leads, seen from here: past this door a browser has no headers to show."""
+        rest = location.removeprefix(self._target)
+        if rest == location or rest[:1] not in ("", "/", "?", "#"):
+            return location
+        return rest if rest.startswith("/") else f"/{rest}"
 
     def _forwarded(self, request: web.Request) -> dict[str, str]:
         kept = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -164,6 +175,8 @@ def serve(
         port: 0 takes a free one.
         ready: is told the local URL.
         ended: see `Door`.
+    Raises:
+        ConfigError: the port can't be had.
     """
     asyncio.run(_serve(Door(target, headers, ended=ended), port, ready))
 
@@ -172,7 +185,14 @@ async def _serve(door: Door, port: int, ready: Callable[[str], None]) -> None:
     runner = web.AppRunner(door.app(), access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} of this machine can't be had: {error.strerror}",
+                where="--port",
+                mend="`--port 0` takes a free one",
+            ) from None
         host, actual = runner.addresses[0][:2]
         ready(f"http://{host}:{actual}")
         await asyncio.Event().wait()

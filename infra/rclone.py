@@ -19,6 +19,7 @@ _FLAGS: Final = (
     *("--checksum", "--fast-list", "--stats", "5s"),
     # Our own notes on the Volume are no models.
     *("--exclude", "/.dropbatch/**", "--exclude", "/.cache/**", "--exclude", ".part-*"),
+    *("--exclude", "*.partial"),
 )
 
 

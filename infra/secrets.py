@@ -9,10 +9,12 @@ from typing import Final
 import modal
 
 from infra.settings import Deployment
+from processor.buckets import BucketName
 from processor.config import credentials
 from processor.errors import ConfigError
 from processor.webhook import key_of
 
+_BUCKET_KEY: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _HOOK: Final = "DROPBATCH_WEBHOOK_SECRET"
 _EVENTS_SECRET_CHARS: Final = 32
 
@@ -29,20 +31,22 @@ class Needed:
     what: str = ""
     setting: str | None = None
     """The setting that turns its use on, if it is off."""
+    bucket: BucketName = "main"
+    """Whose key it holds, where it holds a bucket's."""
     fits: Callable[[str], object] | None = None
     """Raises ConfigError for a value of its key that can't be one."""
 
 
 def needed(deployed: Deployment) -> list[Needed]:
     """The secrets of this deployment, those included that are not in use."""
-    options = deployed.modal
+    options, settings = deployed.modal, deployed.settings
     own = tuple(
         f"DROPBATCH_{bucket}_{part}" for bucket in ("MODELS", "DATASETS") for part in ("KEY_ID", "KEY")
     )
     found = [
         Needed(
             options.bucket_secret,
-            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+            _BUCKET_KEY,
             own,
             what="the bucket's key",
         ),
@@ -60,11 +64,16 @@ def needed(deployed: Deployment) -> list[Needed]:
             setting=None if options.hf_secret else _line("hf_secret", "hf-credentials"),
         ),
     ]
+    if options.mount_bucket and options.models_mount_secret != options.bucket_secret:
+        bucket: BucketName = "models" if settings.models_bucket else "main"
+        found.append(
+            Needed(options.models_mount_secret, _BUCKET_KEY, what="the mounted models' key", bucket=bucket)
+        )
     if options.webhook:
         found.append(
             Needed(options.webhook_secret, (_HOOK,), what="Backblaze's signatures", fits=_signs_events)
         )
-    if deployed.settings.webhook_url:
+    if settings.webhook_url:
         found.append(
             Needed(options.notices_secret, (_HOOK,), what="our notices' signatures", fits=_signs_notices)
         )
@@ -94,7 +103,7 @@ def create(secret: Needed, environ: Mapping[str, str]) -> list[str]:
     Raises:
         ConfigError: a required value is not in the environment, or can't be one.
     """
-    values = _values(secret, environ)
+    values = values_of(secret, environ)
     if lacking := [key for key in secret.keys if not values.get(key)]:
         raise ConfigError(f"not in the environment: {', '.join(lacking)}", where=secret.name)
     if secret.fits is not None:
@@ -128,12 +137,13 @@ def _line(setting: str, name: str) -> str:
     return f'{setting} = "{name}"'
 
 
-def _values(secret: Needed, environ: Mapping[str, str]) -> dict[str, str]:
-    if "AWS_ACCESS_KEY_ID" not in secret.keys:
+def values_of(secret: Needed, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the environment has for a secret."""
+    if secret.keys != _BUCKET_KEY:
         return {key: environ[key] for key in (*secret.keys, *secret.optional) if environ.get(key)}
     # Under the names that bucket mounts want, whichever pair the commands here use.
-    main = credentials(environ)
+    held = credentials(environ, bucket=secret.bucket)
     values = {key: environ[key] for key in secret.optional if environ.get(key)}
-    if main is not None:
-        values |= {"AWS_ACCESS_KEY_ID": main.key_id, "AWS_SECRET_ACCESS_KEY": main.key}
+    if held is not None:
+        values |= dict(zip(_BUCKET_KEY, (held.key_id, held.key), strict=True))
     return values

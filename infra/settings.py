@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from infra import paths
 from infra.gpus import parse
@@ -35,7 +42,17 @@ _LOCAL: Final = (
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
 Count = Annotated[int, Field(ge=0, le=1000)]
+Limit = Annotated[int, Field(le=1000)]
+"""At least 1: see `ModalSettings._check_limit`."""
 Seconds = Annotated[int, Field(ge=2, le=3600)]
+
+
+_WITHOUT: Final = {
+    "render_containers": "None is rented before a job needs it; `dropbatch pause` keeps all of them waiting",
+    "train_containers": "None is rented before a training is dropped; `where: local` leaves it to others",
+    "api_containers": "For a deploy without the API say `api = false`",
+}
+"""What to do instead of allowing no container."""
 
 
 class ModalSettings(Model):
@@ -49,8 +66,8 @@ class ModalSettings(Model):
     render_gpus: list[Gpu] = Field(default=["L40S", "A100-80GB"], min_length=1)
     """The first that is free; a job's own `gpu` goes before."""
     train_gpus: list[Gpu] = Field(default=["A100-80GB"], min_length=1)
-    render_containers: Count = 6
-    train_containers: Count = 2
+    render_containers: Limit = 6
+    train_containers: Limit = 2
     render_concurrency: int = Field(default=3, ge=1, le=100)
     """Tasks in one container: one renders, one is prepared, one uploaded."""
     render_scaledown_s: Seconds = 60
@@ -66,7 +83,7 @@ class ModalSettings(Model):
 
     api: bool = True
     api_gpus: list[Gpu] = Field(default=["L40S"], min_length=1)
-    api_containers: Count = 1
+    api_containers: Limit = 1
     api_min_containers: Count = 0
     api_buffer_containers: Count = 0
     api_scaledown_s: Seconds = 300
@@ -91,6 +108,22 @@ class ModalSettings(Model):
     user_volume: ObjectName = "comfy-user"
     models_limit_gb: float = Field(default=500, gt=0)
     """The Volume's models that were not used for longest go beyond this."""
+
+    @field_validator(*_WITHOUT)
+    @classmethod
+    def _check_limit(cls, value: int, info: ValidationInfo) -> int:
+        if value < 1:
+            mend = _WITHOUT[str(info.field_name)]
+            raise ValueError(f"Modal takes {value} for no limit at all; at least 1. {mend}")
+        return value
+
+    @field_validator("api_min_containers")
+    @classmethod
+    def _check_warm(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("api_containers", value)
+        if value > most:
+            raise ValueError(f"{value} can't be kept warm of at most {most}. Raise api_containers")
+        return value
 
     @model_validator(mode="after")
     def _check_gpus(self) -> ModalSettings:
@@ -158,12 +191,19 @@ def deployable(settings: Settings) -> Deployment:
         ConfigError: the table `[modal]` is wrong, there is no bucket, Modal could not reach it, or
             notices could not be sent from there.
     """
-    if not settings.store_url.startswith(("b2:", "s3:")):
-        raise ConfigError(
-            "Modal can't reach a folder of this machine",
-            where="bucket",
-            mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
-        )
+    buckets = {"bucket": settings.store_url}
+    buckets |= {
+        name: url
+        for name in ("models_bucket", "datasets_bucket")
+        if (url := getattr(settings, name)) is not None
+    }
+    for name, url in buckets.items():
+        if not url.startswith(("b2:", "s3:")):
+            raise ConfigError(
+                "Modal can't reach a folder of this machine",
+                where=name,
+                mend="Name a bucket: b2://bucket/prefix, or s3://bucket/prefix with endpoint_url",
+            )
     deployed = Deployment(settings, modal_settings(settings))
     _check_notices(deployed)
     return deployed

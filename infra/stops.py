@@ -16,6 +16,7 @@ import modal
 import structlog
 
 from infra.transport import Order
+from infra.unanswered import NO_ANSWER
 from processor.errors import ErrorKind, StoreError
 from processor.handler import Stop, Work
 from processor.leases.protocol import LeaseStore
@@ -35,14 +36,14 @@ class StopNotes:
         """Ask a run's workers to end. One that can't be reached ends with its dispatcher's lease."""
         try:
             self._notes.put(f"stop/{run_id}", reason.value)
-        except modal.exception.Error as error:
+        except NO_ANSWER as error:
             log.warning("stop.not_requested", run=run_id, why=str(error))
 
     def reason(self, run_id: str) -> ErrorKind | None:
         """Why a run was asked to stop; None if it wasn't, or if nothing answers."""
         try:
             found = self._notes.get(f"stop/{run_id}")
-        except modal.exception.Error as error:
+        except NO_ANSWER as error:
             log.warning("stop.not_read", run=run_id, why=str(error))
             return None
         return ErrorKind(found) if found else None
@@ -108,9 +109,14 @@ class StopWatch:
                 self._changed.wait_for(lambda: self._closed, self._poll_s)
 
     def _look(self, order: Order, stops: list[Stop]) -> None:
-        reason = self._notes.reason(order.run_id)
-        if reason is None and self._is_superseded(order.works[0]):
-            reason = ErrorKind.PREEMPTED
+        try:
+            reason = self._notes.reason(order.run_id)
+            if reason is None and self._is_superseded(order.works[0]):
+                reason = ErrorKind.PREEMPTED
+        except Exception:
+            # The one thread that looks goes on: without it nothing here could be stopped any more.
+            log.exception("stop.not_looked", run=order.run_id)
+            return
         if reason is not None:
             for stop in stops:
                 stop.set(reason)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from infra.handover import to_json
-from infra.settings import Deployment
+from infra.settings import Deployment, ModalSettings
 from processor.attempt import Claim
 from processor.errors import StoreError
 from processor.log import unit_of_work
@@ -21,7 +21,15 @@ from processor.tick import tick
 log = structlog.get_logger(__name__)
 
 Spawn = Callable[[list[dict[str, Any]]], object]
-"""Starts a dispatcher for a group of claims."""
+"""Hands claims to a dispatcher."""
+
+
+class Load(NamedTuple):
+    """What the dispatchers have to do, as far as Modal says."""
+
+    running: int = 0
+    waiting: int = 0
+    """Calls that no container has taken yet."""
 
 
 def tick_once(
@@ -29,31 +37,30 @@ def tick_once(
     deployed: Deployment,
     *,
     spawn: Spawn,
-    backlog: Callable[[], int],
+    load: Callable[[], Load],
 ) -> dict[str, Any]:
     """Scan, claim, hand over. Seconds long; two at a time are harmless.
 
-    While groups of claims still wait for a dispatcher nothing more is claimed: a job in the
-    inbox keeps its place in the order, one in a queue would only let its lease run out.
+    No more is claimed than dispatchers have room for, and nothing while a claim still waits for
+    one: a job in the inbox keeps its place in the order, one in a queue would only let its lease
+    run out. Each job is a call of its own, so that none waits for another's end.
 
     Returns:
         A summary, for the log and for whoever called by hand.
     """
     with unit_of_work("tick") as line:
-        waiting = backlog()
-        capacity = 0 if waiting else deployed.modal.claims_per_tick
-        report = tick(machine, capacity=capacity)
-        groups = list(grouped(report.claims, deployed.modal.jobs_per_dispatch))
-        started = [group for group in groups if _hand_over(machine, group, spawn)]
-        if len(started) < len(groups):
+        now = load()
+        report = tick(machine, capacity=_capacity(deployed.modal, now))
+        started = [claim for claim in report.claims if _hand_over(machine, claim, spawn)]
+        if len(started) < len(report.claims):
             report.problem = report.problem or "Modal started no dispatcher; the claims were given back"
         summary: dict[str, Any] = {
-            "claimed": sum(map(len, started)),
-            "dispatches": len(started),
+            "claimed": len(started),
             "pending": report.pending,
             "leased": report.leased,
             "young": report.young,
-            "waiting": waiting,
+            "running": now.running,
+            "waiting": now.waiting,
             "paused": report.paused,
             "over_budget": report.over_budget,
             "tells": [notifier.name for notifier in machine.notices.notifiers] if machine.notices else [],
@@ -65,18 +72,25 @@ def tick_once(
         return summary
 
 
-def _hand_over(machine: Machine, group: Sequence[Claim], spawn: Spawn) -> bool:
-    """Give a group of claims to a dispatcher; back to the inbox if there is none to be had.
+def _capacity(options: ModalSettings, load: Load) -> int:
+    if load.waiting:
+        return 0
+    room = options.dispatch_containers * options.jobs_per_dispatch - load.running
+    return max(0, min(options.claims_per_tick, room))
 
-    An unclear reply may have started one. It finds the leases released, and is one taker among others.
+
+def _hand_over(machine: Machine, claim: Claim, spawn: Spawn) -> bool:
+    """Give a claim to a dispatcher; back to the inbox if there is none to be had.
+
+    An unclear reply may have started one. It finds the lease released, and is one taker among others.
     """
     try:
-        spawn([to_json(claim) for claim in group])
-    except Exception as error:  # noqa: BLE001 - whatever Modal says, the leases must not wait it out
-        log.error("dispatch.not_started", claims=len(group), why=f"{type(error).__name__}: {error}")  # noqa: TRY400
-        for claim in group:
-            with suppress(StoreError):
-                machine.leases.release(claim.lease)
+        spawn([to_json(claim)])
+    except Exception as error:  # noqa: BLE001 - whatever Modal says, the lease must not wait it out
+        why = f"{type(error).__name__}: {error}"
+        log.error("dispatch.not_started", job_id=claim.lease.job_id, why=why)  # noqa: TRY400
+        with suppress(StoreError):
+            machine.leases.release(claim.lease)
         return False
     return True
 
@@ -94,10 +108,3 @@ def morning_once(machine: Machine) -> dict[str, Any]:
         log.warning("sweep.not_finished", why=str(error))
         return {"swept": None}
     return {"swept": report.jobs, "removed": report.removed}
-
-
-def grouped(claims: Sequence[Claim], size: int) -> Iterator[Sequence[Claim]]:
-    """The claims in groups of at most `size`, spread evenly, in their order."""
-    count = -(-len(claims) // size) if claims else 0
-    for number in range(count):
-        yield claims[number::count]

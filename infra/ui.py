@@ -54,6 +54,7 @@ class Keeper:
     store: Store
     now: Callable[[], float] = time.monotonic
     _active_at: float = field(init=False)
+    _seen: set[str] = field(default_factory=set)
     _kept: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -70,11 +71,12 @@ class Keeper:
         except (urllib3.exceptions.HTTPError, ValueError):
             self._active_at = self.now()
             return 0.0
-        fresh = [prompt_id for prompt_id in history if prompt_id not in self._kept]
-        for prompt_id in fresh:
+        for prompt_id in history.keys() - self._kept:
             self._keep(prompt_id, history[prompt_id])
-        if busy or fresh:
+        # One that can't be kept is tried again, which is no use of the GPU.
+        if busy or history.keys() - self._seen:
             self._active_at = self.now()
+        self._seen |= history.keys()
         return self.now() - self._active_at
 
     def _keep(self, prompt_id: str, entry: dict[str, Any]) -> None:

@@ -12,30 +12,21 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
 from infra.asgi import Reply, Request
+from infra.waking import Notes
 
 log = structlog.get_logger(__name__)
 
 SIGNATURE_HEADER: Final = "x-bz-event-notification-signature"
 MAX_BODY_BYTES: Final = 256 * 1024
 """50 events with names of 1,024 bytes are a third of that."""
-WINDOW_S: Final = 3.0
-"""Events within it make one tick, at its end."""
 EVENT_TYPES: Final = ("b2:ObjectCreated:*",)
 _CREATED: Final = "b2:ObjectCreated:"
 _THREADS: Final = 16
-
-
-class Notes(Protocol):
-    """What is asked of the Dict."""
-
-    def put(self, key: str, value: Any, *, skip_if_exists: bool = False) -> bool: ...
-
-    def contains(self, key: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +78,13 @@ class Door:
 
     Args:
         inbox: the inbox's prefix in the bucket, root prefix included.
-        spawn: has a tick begin after so many seconds.
-        now: seconds, on any clock that all containers share.
+        wake: has a tick begin; whether it was this call that did it.
     """
 
     secret: str
     inbox: str
     notes: Notes
-    spawn: Callable[[float], object]
-    now: Callable[[], float]
+    wake: Callable[[], bool]
 
     def __call__(self, request: Request) -> Reply:
         """Answer one notification. Cost: 2 requests to the Dict for each event in the inbox, and 2."""
@@ -108,7 +97,7 @@ class Door:
         except ValueError as error:
             return Reply.of_json({"error": f"no notification: {error}"}, 400)
         fresh = self._fresh([event for event in events if wakes(event, self.inbox)])
-        woke = bool(fresh) and self._wake()
+        woke = bool(fresh) and self.wake()
         # Marked only now: a notification that failed on the way is to be sent again.
         self._mark(fresh)
         log.info("webhook", events=len(events), fresh=len(fresh), woke=woke)
@@ -122,14 +111,6 @@ class Door:
     def _mark(self, events: list[Event]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda event: self.notes.put(_mark(event), True), events))
-
-    def _wake(self) -> bool:
-        """One tick at the end of the window: it sees whatever any event of the window was about."""
-        window, into_s = divmod(self.now(), WINDOW_S)
-        if not self.notes.put(f"wake/{window:.0f}", True, skip_if_exists=True):
-            return False
-        self.spawn(WINDOW_S - into_s)
-        return True
 
 
 def _mark(event: Event) -> str:

@@ -9,6 +9,7 @@ turns an exception into a recorded outcome.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class DropbatchError(Exception):
@@ -26,9 +27,17 @@ class DropbatchError(Exception):
         self.where = where
         self.mend = mend
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again without its constructor, which may want more than the text that `args` holds."""
+        return _again, (type(self), self.args), vars(self)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}. {self.mend}" if self.mend else text
+
+
+def _again(kind: type[DropbatchError], args: tuple[Any, ...]) -> DropbatchError:
+    return kind.__new__(kind, *args)
 
 
 class ConfigError(DropbatchError):

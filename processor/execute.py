@@ -258,10 +258,10 @@ _NOT_WORTH_KEEPING = frozenset(
 def _dimensions(file: LocalFile) -> tuple[int | None, int | None]:
     if not file.media_type.startswith("image/") or file.media_type == "image/svg+xml":
         return None, None
-    from PIL import Image  # late: only workers that make pictures need it
+    from processor.pictures import open_picture  # late: only workers that make pictures need it
 
     try:
-        with Image.open(file.path) as image:
+        with open_picture(file.path) as image:
             return image.size
     except Exception:  # noqa: BLE001 - a picture's maker chose every byte; its size is only shown
         return None, None

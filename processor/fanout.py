@@ -178,6 +178,7 @@ class FanOut:
             max_cost_usd=self._share_usd,
             tries=tries,
             remedy=remedy,
+            retried=self._plan.retried,
             options=options,
             output=self._job.output if isinstance(self._job, RenderJob) else None,
         )

@@ -84,6 +84,9 @@ class Work(Model):
     tries: int = 1
     """1 for the first execution of this task under this attempt."""
     remedy: Remedy = Remedy.NONE
+    retried: list[str] = []
+    """The jobs that ran this very task before and failed, the nearest first: what they left may be
+    gone on from, and belongs to them."""
     options: dict[str, Scalar] = {}
     """Job fields that the handler honours while running, e.g. `allow_invalid_outputs`."""
     output: Output | None = None

@@ -82,7 +82,8 @@ def _point(machine: Machine, manifest: Manifest, job: IngestJob, result: TaskRes
         key=dataset_prefix(job.dataset, fingerprint),
         job_id=manifest.job_id,
         at=manifest.finished_at,
-        facts={"fingerprint": fingerprint},
+        # The options, too: whoever drops more pictures later need not say them again.
+        facts={"fingerprint": fingerprint, "options": result.data.get("options")},
     )
     advance(machine, machine.stores.datasets, dataset_latest_key(job.dataset), pointer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -46,6 +46,8 @@ class Machine:
     observe: Observer = ignore
     notices: Notices | None = None
     """Who is told how jobs end; None for nobody."""
+    gpus: Collection[str] | None = None
+    """The classes of GPU that a job may ask for; None where nothing is rented for it."""
     stop: Stop = field(default_factory=Stop)
     """Set to wind down: nothing new is claimed or submitted, leases are given back."""
     nonce: Callable[[], str] = new_nonce

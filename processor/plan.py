@@ -17,6 +17,7 @@ from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
 from processor.parallel import each_of
+from processor.problems import did_you_mean
 from processor.records import Attempt, Manifest, Plan, TaskResult, dump
 from processor.store import read_bytes
 
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 _SHOWN = 20
 """Errors of a value's that are told, of as many as it may have."""
+
+_MAX_RETRIED = 10
+"""Jobs of a row of retries that are remembered; each may be looked through once more."""
 
 
 def elect_plan(trying: Trying, job: JobBase) -> Plan:
@@ -142,6 +146,22 @@ def _election(job_id: str) -> str:
 
 
 def _make(trying: Trying, job: JobBase) -> Plan:
+    plan = _resolved(trying, job)
+    _check_gpu(trying.machine, job.gpu or plan.gpu)
+    return plan
+
+
+def _check_gpu(machine: Machine, gpu: str | None) -> None:
+    """Refuse here what would be refused for each task, or rented at a price that nobody knows."""
+    if gpu is None or machine.gpus is None:
+        return
+    kind = gpu.partition(":")[0]
+    if kind not in machine.gpus:
+        mend = did_you_mean(kind, machine.gpus)
+        raise JobInvalid(f"there is no GPU {kind!r} to be had", where="gpu", mend=mend)
+
+
+def _resolved(trying: Trying, job: JobBase) -> Plan:
     machine = trying.machine
     handler = machine.handlers.get(job.kind)
     if handler is None:
@@ -151,7 +171,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
             mend="Name one in dropbatch.toml under [handlers]",
         )
     if job.retry_of is not None:
-        return _parents(machine, job.retry_of, trying.job_id)
+        return _parents(machine, job, job.retry_of, trying.job_id)
     context = PlanContext(
         job_id=trying.job_id,
         drop_key=trying.claim.drop.key,
@@ -163,7 +183,7 @@ def _make(trying: Trying, job: JobBase) -> Plan:
     return planned(handler, job, context)
 
 
-def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
+def _parents(machine: Machine, job: JobBase, parent: str, job_id: str) -> Plan:
     """A retry runs its parent's plan, drawn seeds and all. Cost: 1 request."""
     manifest = standing(machine, parent)
     if manifest is None or manifest.plan is None:
@@ -173,7 +193,9 @@ def _parents(machine: Machine, parent: str, job_id: str) -> Plan:
             mend="`dropbatch status` lists the ids; a job that never got a plan is dropped again instead",
         )
     refuse_rehearsal(manifest)
-    return manifest.plan.model_copy(update={"job_id": job_id})
+    plan = manifest.plan
+    retried = [] if job.retry_tasks == "all" else [parent, *plan.retried][:_MAX_RETRIED]
+    return plan.model_copy(update={"job_id": job_id, "retried": retried})
 
 
 def _winners(trying: Trying, winner: Record) -> Plan:

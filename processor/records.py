@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, Field
 
 from processor.errors import ErrorKind
-from processor.models import JobKind, Model, Scalar
+from processor.models import JobId, JobKind, Model, Scalar
 
 SCHEMA_VERSION: Final = 1
 
@@ -106,6 +106,8 @@ class Plan(Model):
     """Equal for jobs whose tasks take alike; for estimates only."""
     typical_seconds: float | None = None
     """Of one task, where the workflow says so."""
+    retried: list[JobId] = []
+    """The jobs whose failed tasks this plan runs again, the nearest first."""
     warnings: list[str] = []
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +32,9 @@ class ScratchFolder:
     def __init__(self, parent: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent):
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)).resolve()
+            # No underscore in the name: the trainer reads a meaning from some texts in a path.
+            self.path = (parent / f"{_PREFIX}{secrets.token_hex(8)}").resolve()
+            self.path.mkdir(mode=0o700)
             self._handle: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._handle, fcntl.LOCK_EX)
 

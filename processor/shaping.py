@@ -96,18 +96,18 @@ def _converted(file: LocalFile, output: Output, target: Path) -> Iterator[LocalF
 
 def _convert(file: LocalFile, output: Output, target: Path) -> LocalFile | None:
     """The still picture in the wanted format; None where it is none, or has it already."""
-    from PIL import Image, UnidentifiedImageError  # late: only workers that make pictures need it
+    from processor.pictures import open_picture  # late: only workers that make pictures need it
 
     wanted = f"image/{output.format}"
     if not file.media_type.startswith("image/") or file.media_type in (wanted, "image/svg+xml"):
         return None
     name = str(PurePosixPath(file.name).with_suffix(_SUFFIX[output.format or "webp"]))
     try:
-        with Image.open(file.path) as image:
+        with open_picture(file.path) as image:
             if getattr(image, "is_animated", False):
                 return None
             _save(image, target, output)
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # noqa: BLE001 - a picture's maker chose every byte; it is kept as it is
         log.warning("output.not_converted", name=file.name, why=str(error))
         return None
     return LocalFile(target, name, wanted, file.node)

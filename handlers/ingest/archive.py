@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.ingest.records import Dataset, DatasetFile
+from handlers.ingest.records import Dataset, DatasetFile, archived_name
 from processor.datasets import Inventory
 from processor.errors import NotFound, StoreError
 from processor.handler import Stores
@@ -50,7 +50,7 @@ def sources(
             found[file.name] = Source(stores.datasets, prefix + file.name, None, file.size_bytes)
     for frozen in inventory.files:
         key = inventory.folder + frozen.name
-        found[frozen.name] = Source(stores.main, key, frozen.version, frozen.size_bytes)
+        found[archived_name(frozen.name)] = Source(stores.main, key, frozen.version, frozen.size_bytes)
     return {file.name: found[file.name] for file in files}
 
 

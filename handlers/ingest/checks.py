@@ -35,10 +35,10 @@ def check_set(report: Report, files: Sequence[DatasetFile], options: DatasetOpti
         report.error(f"{len(examples)} pictures to train on; at least {options.min_images} are needed")
     elif len(examples) < FEW:
         report.warn(f"only {len(examples)} pictures to train on; {FEW} to 50 give better results")
-    if options.loaded_preset().video is False:
+    if report.videos and (why := options.why_no_videos()):
         for file in examples:
             if file.kind == "video":
-                report.error(f"preset {options.preset} takes no videos", file.name)
+                report.error(why, file.name)
     _check_stems(report, files)
     _check_captions(report, examples, captions, trigger)
     _check_sizes(report, examples, options.train_options())

@@ -18,7 +18,7 @@ from handlers.ingest.pictures import (
     look_at_video,
     read_caption,
 )
-from handlers.ingest.records import DatasetFile
+from handlers.ingest.records import DatasetFile, archived_name
 from handlers.ingest.report import Finding, Report
 from processor.datasets import OPTIONS, check_dataset_name
 from processor.errors import JobInvalid
@@ -29,7 +29,7 @@ def examine(path: Path, name: str, sha256: str) -> DatasetFile | Finding:
     """Look at one picture, video or caption.
 
     Args:
-        name: relative to the folder, as reports and the archive call it.
+        name: relative to the folder, as reports call it.
     """
     kind = kind_of(name)
     try:
@@ -50,6 +50,10 @@ def left_out(name: str, kind: FileKind) -> Finding:
     """What a file that is no data means for its folder."""
     if kind == "unusable":
         return Finding("error", "is of a format that the trainer leaves out; save it as PNG or JPEG", name)
+    if kind == "unseen":
+        return Finding(
+            "warning", "lies where the trainer does not look (hidden, or controls); left out", name
+        )
     return Finding("warning", "is no picture, video or caption and is left out", name)
 
 
@@ -93,7 +97,7 @@ def _record(
 ) -> DatasetFile:
     return DatasetFile.model_validate(
         {
-            "name": name,
+            "name": archived_name(name),
             "kind": kind,
             "size_bytes": path.stat().st_size,
             "sha256": sha256,

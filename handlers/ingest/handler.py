@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from processor.handler import LocalFile, PlanContext, Progress, Stores, TaskCont
 from processor.layout import dataset_latest_key, dataset_prefix, execution_prefix
 from processor.models import IngestJob, JobBase
 from processor.parallel import each
-from processor.pointers import read_pointer
+from processor.pointers import Pointer, read_pointer
 from processor.records import Plan, Task, canonical_hash
 from processor.spelling import plural
 from processor.store import Store, read_bytes
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _CHECK_THREADS = 8
 """Pictures decoded at a time; each may take some hundred megabytes for a moment."""
+_MAX_KEPT_BYTES = 32 * 1024
+"""Of options that are kept for the next drop, in a pointer: a small file."""
 
 
 class IngestHandler:
@@ -81,12 +84,15 @@ class IngestHandler:
             ) from None
         if inventory.dataset != job.dataset:
             raise JobInvalid("the inventory is of another folder", where=job.inventory)
-        options = _read_options(context.stores.main, inventory)
         pointer = read_pointer(context.stores.datasets, dataset_latest_key(job.dataset))
+        kept = _kept_options(pointer, inventory)
+        options = kept or _read_options(context.stores.main, inventory)
+        newest = pointer.facts["fingerprint"] if pointer else None
         payload = {
             "inventory": job.inventory,
             "options": options.model_dump(mode="json", exclude_defaults=True),
-            "join": None if options.replace or pointer is None else pointer.facts["fingerprint"],
+            "options_of": newest if kept else None,
+            "join": None if options.replace else newest,
             "made_at": context.now.isoformat(),
         }
         task = Task(index=0, hash=canonical_hash(payload), params={"dataset": job.dataset}, payload=payload)
@@ -113,7 +119,7 @@ class _Ingest:
         self._join: str | None = payload["join"]
         self._made_at: str = payload["made_at"]
         self._name = self._inventory.dataset
-        self._report = Report(self._name)
+        self._report = Report(self._name, options_of=payload.get("options_of"))
 
     def run(self) -> TaskOutput:
         joined = self._joined()
@@ -167,7 +173,7 @@ class _Ingest:
     def _look_at(self, frozen: FrozenFile) -> DatasetFile | Finding:
         """Fetch one file, look at it, and let it go: the disk holds a few at a time. Cost: 1 request."""
         kind = kind_of(frozen.name)
-        if kind in ("unusable", "other"):
+        if kind in ("unusable", "unseen", "other"):
             return left_out(frozen.name, kind)
         if frozen.size_bytes > MAX_FILE_BYTES:
             return Finding("error", f"{frozen.size_bytes:,} bytes; at most {MAX_FILE_BYTES:,}", frozen.name)
@@ -234,6 +240,8 @@ class _Ingest:
                 said += "; it is trained only if its options are new"
         elif joined is not None:
             said += f", joined with version {joined.fingerprint}"
+        if self._report.options_of:
+            said += f"; options as version {self._report.options_of} had them"
         data: dict[str, Any] = {
             "dataset": dataset.name,
             "fingerprint": dataset.fingerprint,
@@ -242,6 +250,9 @@ class _Ingest:
             "known": known,
             "text": said,
         }
+        options = self._options.model_dump(mode="json", exclude_defaults=True, exclude={"replace"})
+        if len(json.dumps(options)) <= _MAX_KEPT_BYTES:
+            data["options"] = options
         if self._options.train:
             job = self._options.train_job(dataset.name, dataset.fingerprint)
             said_once = job.model_dump(mode="json", exclude_defaults=True)
@@ -255,6 +266,22 @@ class _Ingest:
 
 def _read_inventory(store: Store, key: str) -> Inventory:
     return Inventory.model_validate_json(read_bytes(store, key, limit_bytes=MAX_INVENTORY_BYTES))
+
+
+def _kept_options(pointer: Pointer | None, inventory: Inventory) -> DatasetOptions | None:
+    """The options of the version that a folder without a `dataset.yaml` joins; None where it has one.
+
+    Raises:
+        JobInvalid: they are no longer what a training takes.
+    """
+    if pointer is None or any(file.name == OPTIONS for file in inventory.files):
+        return None
+    kept = pointer.facts.get("options")
+    if kept is None:  # archived before options were kept
+        return None
+    options = DatasetOptions.model_validate(kept)
+    options.train_options()
+    return options
 
 
 def _read_options(store: Store, inventory: Inventory) -> DatasetOptions:

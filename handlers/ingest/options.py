@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from handlers.train.options import TrainOptions, read_options
+from handlers.train.options import NO_VIDEOS, TrainOptions, read_options
 from handlers.train.presets import DEFAULT, Preset, load_preset, read_yaml
 from processor.errors import JobInvalid
 from processor.models import Gpu, Matrix, Model, Name, RenderJob, TrainJob
@@ -55,6 +55,15 @@ class DatasetOptions(Model):
 
     def loaded_preset(self) -> Preset:
         return load_preset(self.preset, where="dataset.yaml: preset")
+
+    def why_no_videos(self) -> str | None:
+        """Why the training would see no videos; None where it would, or a sweep decides."""
+        if not self.loaded_preset().video:
+            return f"preset {self.preset} takes no videos"
+        axes = self.sweep.product.keys() | self.sweep.zip.keys() if self.sweep else ()
+        if self.train_options().num_frames > 1 or "num_frames" in axes:
+            return None
+        return NO_VIDEOS
 
     def train_options(self) -> TrainOptions:
         """The settings that the training will have, sweep aside."""

@@ -8,7 +8,9 @@ from typing import Final, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from handlers.ingest.records import CAPTION
 from processor.datasets import VIDEOS
+from processor.pictures import open_picture
 
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """What the trainer reads (toolkit/data_loader.py of ai-toolkit 0.12.26)."""
@@ -31,13 +33,19 @@ UNUSABLE: Final = frozenset(
 )
 """Pictures to a person, and nothing to the trainer, which would leave them out silently."""
 
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What may be in a file of such a name; the trainer's Pillow goes by the bytes, too."""
+
 MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
 MAX_FILE_BYTES: Final = 2 * 1024**3
 MAX_CAPTION_BYTES: Final = 64 * 1024
 _FTYP_AT: Final = slice(4, 8)
 
-FileKind = Literal["picture", "video", "caption", "options", "unusable", "other"]
+_GREYS: Final = ("I", "F")
+"""How the modes begin that hold more than 8 bits a grey; the trainer makes white of most of them."""
+
+FileKind = Literal["picture", "video", "caption", "options", "unusable", "unseen", "other"]
 
 
 class BadFile(Exception):
@@ -60,12 +68,15 @@ def kind_of(name: str) -> FileKind:
     """What a file in a dataset folder is, by its name."""
     if name == "dataset.yaml":
         return "options"
-    suffix = PurePosixPath(name).suffix.lower()
+    path = PurePosixPath(name)
+    if path.parent.name == "_controls" or any(part.startswith(".") for part in path.parts):
+        return "unseen"
+    suffix = path.suffix.lower()
     if suffix in PICTURES:
         return "picture"
     if suffix in VIDEOS:
         return "video"
-    if suffix == ".txt":
+    if suffix == CAPTION:
         return "caption"
     return "unusable" if suffix in UNUSABLE else "other"
 
@@ -77,23 +88,32 @@ def look_at_picture(path: Path) -> Looked:
         BadFile: it does not decode, or is too large to.
     """
     try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise BadFile(f"{width:,} by {height:,} pixels; at most {MAX_PIXELS:,} are taken")
+        with open_picture(path, formats=_FORMATS) as opened:
+            _check_header(opened)
             opened.load()
             image = ImageOps.exif_transpose(opened)
             width, height = image.size
             look = _difference_hash(image)
             pixel = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    except BadFile:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadFile(f"claims more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise BadFile("is no picture, whatever its name says") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise BadFile(f"does not decode: {error}"[:200]) from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises whatever odd bytes bring about, in EXIF too
+        raise BadFile(f"does not decode: {error!s:.200}; save it anew as PNG or JPEG") from None
     colour = tuple(pixel) if isinstance(pixel, tuple) else (0, 0, 0)
     return Looked(width, height, look, (int(colour[0]), int(colour[1]), int(colour[2])))
+
+
+def _check_header(picture: Image.Image) -> None:
+    """What shows before a pixel is decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise BadFile(f"{width:,} by {height:,} pixels; at most {MAX_PIXELS:,} are taken")
+    if picture.mode.startswith(_GREYS):
+        raise BadFile("has more than 8 bits a grey, of which the trainer makes white; save it with 8")
 
 
 def look_at_video(path: Path) -> Looked:
@@ -120,7 +140,7 @@ def look_at_video(path: Path) -> Looked:
 
 
 def read_caption(data: bytes) -> str:
-    """A caption's text.
+    """A caption's text, without the mark that some editors put first.
 
     Raises:
         BadFile: it is too long, or not UTF-8; the trainer would fail on it in mid-training.
@@ -128,7 +148,7 @@ def read_caption(data: bytes) -> str:
     if len(data) > MAX_CAPTION_BYTES:
         raise BadFile(f"{len(data):,} bytes; a caption has at most {MAX_CAPTION_BYTES:,}")
     try:
-        return data.decode("utf-8").strip()
+        return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise BadFile(f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 

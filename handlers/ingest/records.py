@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import AwareDatetime
 
 from processor.models import Model
+
+CAPTION: Final = ".txt"
 
 
 class DatasetFile(Model):
@@ -46,6 +48,12 @@ class Dataset(Model):
     def examples(self) -> int:
         """Pictures and videos."""
         return sum(file.kind != "caption" for file in self.files)
+
+
+def archived_name(name: str) -> str:
+    """What a file is called in the archive: a caption's suffix is small, as the trainer looks for it."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix(CAPTION)) if path.suffix.lower() == CAPTION else name
 
 
 def fingerprint(files: Iterable[DatasetFile]) -> str:

@@ -31,6 +31,8 @@ class Report:
     sizes: Counter[str] = field(default_factory=Counter)
     """How many pictures of each size, `1024x768`."""
     findings: list[Finding] = field(default_factory=list)
+    options_of: str | None = None
+    """The version whose options stand, where the folder brought none of its own."""
 
     def error(self, what: str, file: str = "") -> None:
         self.findings.append(Finding("error", what, file))
@@ -66,6 +68,7 @@ class Report:
             "pictures": self.pictures,
             "videos": self.videos,
             "captions": self.captions,
+            "options_of": self.options_of,
             "sizes": dict(self.sizes.most_common()),
             "errors": [asdict(finding) for finding in self.errors],
             "warnings": [asdict(finding) for finding in self.warnings],
@@ -77,6 +80,8 @@ class Report:
             f"Dataset {self.dataset}: {'ready to train' if not self.errors else 'NOT ready'}",
             f"{self.pictures} pictures, {self.videos} videos, {self.captions} captions",
         ]
+        if self.options_of:
+            lines.append(f"Options: as version {self.options_of} had them; there is no dataset.yaml here")
         if self.sizes:
             common = ", ".join(f"{size} ({count})" for size, count in self.sizes.most_common(8))
             lines.append(f"Sizes: {common}")

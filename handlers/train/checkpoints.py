@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,8 @@ class Checkpoint(Model):
     """Step and loss, from the beginning on, over all attempts."""
     seconds: float = 0.0
     """Of the trainer until here, over all attempts."""
+    inherited_s: float = 0.0
+    """Of those, what the job paid for that this one retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +76,24 @@ OPTIMIZER: Final = "optimizer.pt"
 
 
 class CheckpointStore:
-    """The checkpoints of one task, over all attempts of its job.
+    """The checkpoints of one task, over all attempts of its job, and of the jobs that it retries.
 
     Args:
+        retried: those jobs, the nearest first: theirs are read, and never pruned.
         prefix: where this execution writes, and no other does.
         keep: how many of the newest stay.
     """
 
     def __init__(
-        self, store: Store, *, job_id: str, index: int, task_hash: str, prefix: str, keep: int
+        self,
+        store: Store,
+        *,
+        job_id: str,
+        index: int,
+        task_hash: str,
+        prefix: str,
+        keep: int,
+        retried: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._job_id = job_id
@@ -89,8 +101,10 @@ class CheckpointStore:
         self._hash = task_hash
         self._prefix = f"{prefix}checkpoints/"
         self._keep = keep
+        self._retried = retried
+        self._inherited_s = 0.0
         self._known: list[tuple[int, str]] = []
-        """Step and key of every record known, oldest step first."""
+        """Step and key of every record of this job's, oldest step first."""
         self._newest: Checkpoint | None = None
         """The last one that this execution wrote."""
         self.samples: list[KeptFile] = []
@@ -102,16 +116,21 @@ class CheckpointStore:
         Whole means: the record reads, both files have its size and hash, the weights open
         and say the same step. One that isn't is passed over for the one before.
 
-        Cost: 1 request per 1,000 files of the job, and 3 for each looked at.
+        Cost: 1 request per 1,000 files of the job and of each that it retries, and 3 for each
+            looked at.
         """
-        self._known = self._list()
-        for _, key in reversed(self._known):
+        self._known = self._list(self._job_id)
+        theirs = [found for job_id in reversed(self._retried) for found in self._list(job_id)]
+        # Of equal steps the own one is looked at first, then the nearest job's.
+        for _, key in sorted([*theirs, *self._known], key=itemgetter(0))[::-1]:
             with suppress(NotFound, ValidationError):
                 record = Checkpoint.model_validate_json(
                     read_bytes(self._store, key, limit_bytes=_MAX_RECORD_BYTES)
                 )
                 if record.hash == self._hash and self._fetch(record, folder):
-                    self.samples = list(record.samples)
+                    if not key.startswith(job_prefix(self._job_id)):
+                        record = record.model_copy(update={"inherited_s": record.seconds})
+                    self.samples, self._inherited_s = list(record.samples), record.inherited_s
                     return record
             log.warning("checkpoint.passed_over", job_id=self._job_id, key=key)
         return None
@@ -149,6 +168,7 @@ class CheckpointStore:
                 samples=self.samples,
                 losses=snapshot.losses,
                 seconds=snapshot.seconds,
+                inherited_s=self._inherited_s,
             )
         )
         self._prune()
@@ -165,8 +185,8 @@ class CheckpointStore:
         """Bring a sample of an earlier attempt here; whether it arrived whole."""
         return _download(self._store, sample, target)
 
-    def _list(self) -> list[tuple[int, str]]:
-        prefix = job_prefix(self._job_id)
+    def _list(self, job_id: str) -> list[tuple[int, str]]:
+        prefix = job_prefix(job_id)
         found = []
         for page in self._store.list(prefix):
             for item in page.objects:

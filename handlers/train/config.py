@@ -110,6 +110,9 @@ _ALLOWED: Final[dict[str, Any]] = {
 }
 """Key → types of its value, or of a list's items."""
 
+_LISTS: Final = frozenset({"datasets.resolution", "sample.prompts"})
+"""What may be a list; elsewhere the trainer would fail on one, or take it for something else."""
+
 _OURS: Final = frozenset(
     {
         "device",
@@ -192,6 +195,8 @@ def raw_process(config: Mapping[str, Any], changes: Mapping[str, Scalar], *, tri
         value = clean.setdefault(section, {}).setdefault(key, default)
         if not isinstance(value, int) or not 0 < value <= most:
             raise JobInvalid(f"1 to {most:,}", where=f"config.process.{section}.{key}")
+    if isinstance(prompts := clean.get("sample", {}).get("prompts"), str):
+        clean["sample"]["prompts"] = [prompts]  # else the trainer would sample each of its letters
     clean["type"] = "sd_trainer"
     clean["save"].update({"push_to_hub": False})
     clean.setdefault("network", {}).setdefault("type", "lora")
@@ -275,6 +280,8 @@ def _allowed(value: Any, rule: Any, path: str) -> Any:
             if (f"{path}.{key}" if path else key) not in _OURS
         }
     if isinstance(value, list):
+        if path not in _LISTS:
+            raise JobInvalid(f"one value is wanted, not a list: {value!r:.60}", where=where)
         if len(value) > _MAX_LIST:
             raise JobInvalid(f"a list of at most {_MAX_LIST}", where=where)
         return [_checked(item, rule, path, where) for item in value]
@@ -305,10 +312,15 @@ def _checked(value: Any, types: tuple[type, ...], path: str, where: str) -> Any:
 
 
 def check_text(value: str, *, where: str) -> str:
-    """A user's text that goes into a config: bounded, and with nothing the trainer expands."""
-    if "${" in value or "\0" in value or len(value) > _MAX_TEXT:
+    """A user's text that goes into a config: bounded, with nothing the trainer expands, and no path.
+
+    Options may stand in a prompt, `--w 512`; the one that is refused has the trainer open a file.
+    """
+    if "${" in value or "--ctrl_img" in value or "\0" in value or len(value) > _MAX_TEXT:
         raise JobInvalid(
-            f"at most {_MAX_TEXT} characters, without ${{…}}", where=where, kind=ErrorKind.REFUSED
+            f"at most {_MAX_TEXT} characters, without ${{…}} and --ctrl_img",
+            where=where,
+            kind=ErrorKind.REFUSED,
         )
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,17 @@ def copy_dataset(
                 where=prefix + file.name,
                 mend="Drop the folder again with `replace: true`",
             )
+        if file.kind == "caption":
+            _drop_mark(path)
 
     folder.mkdir(parents=True, exist_ok=True)
     for done, _ in enumerate(each(fetch, dataset.files), start=1):
         progress(done, len(dataset.files))
     return dataset
+
+
+def _drop_mark(caption: Path) -> None:
+    """Without the byte-order mark that some editors put first: the trainer takes it for text."""
+    data = caption.read_bytes()
+    if data.startswith(codecs.BOM_UTF8):
+        caption.write_bytes(data.removeprefix(codecs.BOM_UTF8))

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from handlers.train.base_models import BaseModels
 from handlers.train.checkpoints import (
     OPTIMIZER,
@@ -26,12 +28,14 @@ from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
 from handlers.train.settings import TrainSettings
-from handlers.train.trainlog import NanLoss, OptimizerSaved, Saved, Step, read_piece
+from handlers.train.trainlog import NanLoss, OptimizerLost, OptimizerSaved, Saved, Step, read_piece
 from handlers.train.uploads import Uploader
-from handlers.train.verdict import failure, nan_loss
+from handlers.train.verdict import failure, nan_loss, not_resumed
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Progress, TaskContext, TaskOutput, Work
 from processor.layout import execution_prefix
+
+log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.5
 _HEADROOM: Final = 1.2
@@ -63,10 +67,12 @@ class Training:
             task_hash=work.task.hash,
             prefix=prefix,
             keep=self._run.keep,
+            retried=work.retried,
         )
         self._curve = Curve()
         self._resumed: Checkpoint | None = None
         self._seconds_before = 0.0
+        self._inherited_s = 0.0
         self._began = time.monotonic()
         self._step = 0
         self._seconds_per_step = 0.0
@@ -74,6 +80,8 @@ class Training:
         self._sampled: set[str] = set()
         self._saved_at = -1
         """Step of a save whose samples are still to be looked for."""
+        self._finish_s = settings.stop_grace_s
+        """For the last checkpoint's upload, once the trainer has failed or was stopped."""
         self._held: Snapshot | None = None
         """Taken, but not all losses up to its step have been heard: they come on another stream."""
 
@@ -103,14 +111,12 @@ class Training:
             weights = finished_weights(self._folder, self._run)
         except TaskFailed as error:
             child.stop(self._settings.stop_grace_s)
-            self._hand_over(uploader)
-            uploader.close(self._settings.stop_grace_s)
+            self._finish(uploader, self._finish_s)
             error.log = child.log  # read where a failure is recorded
             raise
         finally:
             child.stop(self._settings.stop_grace_s)
-        self._hand_over(uploader)
-        uploader.close(_DRAIN_S)
+        self._finish(uploader, _DRAIN_S)
         name, folder = lora_name(self._run, self._work), self._context.workdir / "results"
         results = Results(self._run, self._curve, self._checkpoints, folder, name=name)
         return results.output(
@@ -156,7 +162,7 @@ class Training:
             (staging / OPTIMIZER).rename(self._folder / OPTIMIZER)
         self._resumed = record
         self._curve = Curve(record.losses)
-        self._seconds_before = record.seconds
+        self._seconds_before, self._inherited_s = record.seconds, record.inherited_s
         self._step = record.step
 
     def _write_config(self, base: Path) -> Path:
@@ -197,12 +203,16 @@ class Training:
             raise nan_loss(self._step)
         elif isinstance(event, Saved):
             self._saved = self._folder / event.path.name
-        elif isinstance(event, OptimizerSaved) and self._saved is not None:
+        elif isinstance(event, OptimizerSaved | OptimizerLost) and self._saved is not None:
             path, self._saved = self._saved, None
-            if path.stem != self._run.trainer_name and self._keep(path, uploader):
+            # One that was not saved leaves a part of itself, or the one of the save before.
+            optimizer = self._folder / OPTIMIZER if isinstance(event, OptimizerSaved) else None
+            if path.stem != self._run.trainer_name and self._keep(path, optimizer, uploader):
                 self._stop_in_time()
 
     def _count(self, step: Step) -> None:
+        if self._resumed is not None and step.done < self._resumed.step:
+            raise not_resumed(self._resumed.step, step.done)
         self._step = step.done
         if step.loss is not None:
             if not math.isfinite(step.loss):
@@ -214,7 +224,7 @@ class Training:
         stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
         self._context.progress(Progress(stage, step.done, step.total))
 
-    def _keep(self, weights: Path, uploader: Uploader) -> bool:
+    def _keep(self, weights: Path, optimizer: Path | None, uploader: Uploader) -> bool:
         """Take a finished save, and hand it to the uploader as soon as its losses are known.
 
         Returns:
@@ -223,7 +233,7 @@ class Training:
         step = int(weights.stem.rpartition("_")[2])
         folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
         try:
-            take_snapshot(weights, self._folder / OPTIMIZER, folder)
+            take_snapshot(weights, optimizer, folder)
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             return False
@@ -240,6 +250,11 @@ class Training:
             points = [point for point in self._curve.points if point[0] <= held.step]
             uploader.add(replace(held, losses=points))
 
+    def _finish(self, uploader: Uploader, timeout_s: float) -> None:
+        self._hand_over(uploader)
+        if not uploader.close(timeout_s):
+            log.warning("checkpoint.given_up", job_id=self._work.job_id, after_s=timeout_s)
+
     def _new_samples(self) -> list[Path]:
         """Sample pictures since the last look. They are made right after a save, so by the next
         step they are whole."""
@@ -252,22 +267,32 @@ class Training:
         """Right after a checkpoint, stop if the next one would come too late or too dear."""
         ahead = min(self._run.save_every, self._run.steps - self._step)
         next_s = ahead * self._seconds_per_step * _HEADROOM
+        if (error := self._too_late(next_s) or self._too_dear(next_s)) is not None:
+            # Nobody waits for the machine, unlike after a preemption: what was paid for is kept.
+            self._finish_s = max(_FINISH_S, self._finish_s)
+            raise error
+
+    def _too_late(self, next_s: float) -> TaskFailed | None:
         if time.monotonic() + next_s + _FINISH_S > self._context.deadline:
-            raise TaskFailed(
+            return TaskFailed(
                 ErrorKind.TIMED_OUT,
                 f"stopped right after the checkpoint of step {self._step}: the next would come after the "
                 "time limit",
                 where="timeout_s",
             )
+        return None
+
+    def _too_dear(self, next_s: float) -> TaskFailed | None:
         cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
-            return
-        spent_s = self._seconds_before + time.monotonic() - self._began
+            return None
+        spent_s = self._seconds_before - self._inherited_s + time.monotonic() - self._began
         if (spent_s + next_s) * usd_per_s > cap_usd:
-            raise TaskFailed(
+            return TaskFailed(
                 ErrorKind.OVER_BUDGET,
                 f"stopped right after the checkpoint of step {self._step}: it has cost "
                 f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
                 where="max_cost_usd",
-                mend="Raise max_cost_usd, or lower steps or resolution",
+                mend="`dropbatch retry --max-cost USD` goes on from it; or lower steps or resolution",
             )
+        return None

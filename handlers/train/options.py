@@ -18,6 +18,7 @@ Optimizer = Literal[
 ]
 """Names that the trainer knows (toolkit/optimizer.py of ai-toolkit 0.12.26)."""
 Precision = Literal["bf16", "fp16", "fp32"]
+NO_VIDEOS = "at num_frames 1 the trainer sees no videos; set num_frames (41, say), or take them out"
 _SAVED = {"bf16": "bf16", "fp16": "float16", "fp32": "float32"}
 
 

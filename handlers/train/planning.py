@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,7 +12,7 @@ from pydantic import Field
 from handlers.ingest.archive import load_dataset
 from handlers.ingest.records import Dataset
 from handlers.train.config import Process, own_base, preset_process, raw_base, raw_process, raw_trigger
-from handlers.train.options import read_options
+from handlers.train.options import NO_VIDEOS, read_options
 from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset
 from handlers.train.sampling import test_render
 from handlers.train.settings import TrainSettings
@@ -23,7 +24,7 @@ from processor.layout import BASE_MODELS, dataset_latest_key, slug
 from processor.models import Model, Scalar, TrainJob
 from processor.pointers import read_pointer
 from processor.records import Plan, Task, canonical_hash
-from processor.spelling import duration
+from processor.spelling import duration, plural
 
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RAW_SECONDS_PER_STEP: Final = 2.0
@@ -79,6 +80,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
     tasks = []
     for index, row in enumerate(rows):
         process, base = _config(job, preset, row, trigger)
+        _check_videos(preset, dataset, process)
         config_hash = canonical_hash([process, base.name])
         run = Run(
             trainer_name=f"lora-{slug(publish)}",
@@ -176,9 +178,22 @@ def _config(
     return preset_process(preset, options, trigger=trigger), base
 
 
+def _check_videos(preset: Preset | None, dataset: Dataset, process: Process) -> None:
+    """Refuse a run that would see none of what it is to learn from."""
+    videos = sum(file.kind == "video" for file in dataset.files)
+    if not videos or process["datasets"][0].get("num_frames", 1) > 1:
+        return
+    if (preset is not None and preset.video) or videos == dataset.examples:
+        said = f"dataset {dataset.name!r} has {plural(videos, 'video')}: {NO_VIDEOS}"
+        raise JobInvalid(said, where="settings.num_frames")
+
+
 def _publish_name(name: str) -> str:
-    """A file's name; what can't be one becomes a slug."""
-    return name if _FILE_NAME.fullmatch(name) else slug(name)
+    """A file's name; what can't be one becomes a slug, with a little of its hash: names of other
+    alphabets have no slug of their own, and would share one pointer."""
+    if _FILE_NAME.fullmatch(name):
+        return name
+    return f"{slug(name)}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _warnings(

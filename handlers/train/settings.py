@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from processor.errors import ConfigError
+
 if TYPE_CHECKING:
     from processor.config import Settings
 
@@ -42,8 +44,14 @@ class TrainSettings:
 
 
 def train_settings(settings: Settings) -> TrainSettings:
-    """The part of the product's settings that a train handler needs."""
+    """The part of the product's settings that a train handler needs.
+
+    Raises:
+        ConfigError: no training could be gone on from in this scratch folder.
+    """
     toolkit = settings.ai_toolkit_dir
+    if toolkit:
+        _check_scratch(settings.scratch_path.resolve())
     python = settings.ai_toolkit_python
     return TrainSettings(
         base_dir=settings.scratch_path / "base_models",
@@ -51,3 +59,18 @@ def train_settings(settings: Settings) -> TrainSettings:
         # Not resolved: a virtual environment's interpreter is a link, and is known by its own path.
         toolkit_python=Path(os.path.abspath(python.expanduser())) if python else None,  # noqa: PTH100
     )
+
+
+def _check_scratch(folder: Path) -> None:
+    """Refuse a folder in whose path the trainer finds no checkpoints of its own.
+
+    It looks for them by a pattern, and takes a path that holds one of these for another kind of file
+    (`get_latest_save_path` of ai-toolkit 0.12.26): it would begin anew, time after time.
+    """
+    found = [text for text in ("_LoRA", "_refiner", "_t2i", "_cn", "*", "?", "[") if text in str(folder)]
+    if found:
+        raise ConfigError(
+            f"{folder}: with {found[0]!r} in its path the trainer would find no checkpoint to go on from",
+            where="work_dir",
+            mend="Set work_dir (DROPBATCH_WORK_DIR) to another folder",
+        )

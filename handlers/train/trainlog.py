@@ -22,6 +22,7 @@ _ANY_BAR: Final = re.compile(r"\d+%\|.*\| *\d+/\d+ \[|^\d+it \[")
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SAVED: Final = "Saved checkpoint to "
 _SAVED_OPTIMIZER: Final = "Saved optimizer to "
+_LOST_OPTIMIZER: Final = "Could not save optimizer"
 _FOUND_STEP: Final = re.compile(r"Found step (\d+) in metadata")
 _MAX_PIECE: Final = 100_000
 
@@ -51,6 +52,11 @@ class OptimizerSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerLost:
+    """The save is complete but for its optimizer; the trainer goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Resumed:
     """It goes on from a checkpoint's step."""
 
@@ -62,7 +68,7 @@ class NanLoss:
     """A loss was no number. The trainer sets it to zero and goes on as if nothing were."""
 
 
-Event = Step | Saved | OptimizerSaved | Resumed | NanLoss
+Event = Step | Saved | OptimizerSaved | OptimizerLost | Resumed | NanLoss
 
 
 class Pieces:
@@ -92,6 +98,8 @@ def read_piece(piece: str, name: str) -> Event | None:
         return Saved(PurePosixPath(piece[len(_SAVED) :].strip()))
     if piece.startswith(_SAVED_OPTIMIZER):
         return OptimizerSaved()
+    if piece.startswith(_LOST_OPTIMIZER):
+        return OptimizerLost()
     if "loss is nan" in piece:
         return NanLoss()
     if match := _FOUND_STEP.search(piece):

@@ -31,7 +31,13 @@ _SIGNS: Final = (
         ErrorKind.OUT_OF_MEMORY,
         "the GPU ran out of memory",
         "Set low_vram, quantize, a lower resolution or batch_size, or a bigger gpu",
-        ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory"),
+        # The trainer skips a batch or two for it, which is no end, and then gives up in words of its own.
+        (
+            "OutOfMemoryError",
+            "CUDA out of memory",
+            "CUDA error: out of memory",
+            "times in a row, aborting training",
+        ),
     ),
     _Sign(
         ErrorKind.BAD_INPUT,
@@ -118,6 +124,15 @@ def nan_loss(step: int) -> TaskFailed:
         f"the loss is no number at step {step}",
         where="settings.lr",
         mend="Lower lr, or train in bf16 instead of fp16",
+    )
+
+
+def not_resumed(step: int, began_at: int) -> TaskFailed:
+    """The trainer passed over the checkpoint that lay where it looks: all would be trained once more."""
+    return TaskFailed(
+        ErrorKind.NODE_FAILED,
+        f"the trainer began at step {began_at} instead of going on from the checkpoint of step {step}",
+        mend="See its log for why; `dropbatch retry --all` trains from the beginning",
     )
 
 

@@ -180,12 +180,12 @@ def graph_in_picture(path: Path) -> bytes:
     Raises:
         JobInvalid: it is no PNG, or holds none.
     """
-    from PIL import Image, UnidentifiedImageError
+    from processor.pictures import open_picture
 
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             graph = picture.info.get("prompt")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - Pillow's own are of many kinds
         raise JobInvalid(f"not a readable PNG: {error}", where=str(path)) from None
     if not isinstance(graph, str):
         raise JobInvalid(

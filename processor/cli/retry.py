@@ -17,6 +17,9 @@ def command(
     job: JobRef,
     *,
     all_tasks: Annotated[bool, typer.Option("--all", help="Every task, not only those that failed.")] = False,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars that it may cost; as the first otherwise.", metavar="USD")
+    ] = None,
     as_json: Json = False,
     bucket: Bucket = None,
     endpoint_url: EndpointUrl = None,
@@ -24,18 +27,21 @@ def command(
 ) -> None:
     """Run a job's failed tasks again, and those that it never came to, as a new job.
 
-    It uses the plan of the first one, drawn seeds and all; results that are good are copied.
+    It uses the plan of the first one, drawn seeds and all; results that are good are copied. A
+    training goes on from its last checkpoint, if that is still there (for a day), unless --all.
 
     \b
     Example:
       dropbatch retry portrait-3f9a
       dropbatch retry portrait-3f9a --all
+      dropbatch retry zoe-train-77c1 --max-cost 12
     """
     from processor.cli.jobs import find_job, read_manifest
     from processor.cli.uploads import new_key
     from processor.gallery import job_name
     from processor.layout import JOBS, job_id, slug
     from processor.plan import refuse_rehearsal
+    from processor.reading import read_job
 
     store = open_main(load_settings(config, bucket, endpoint_url))
     parent = find_job(store, job)
@@ -52,6 +58,9 @@ def command(
     again["retry_tasks"] = "all" if all_tasks else "failed"
     again.pop("origin", None)
     again.pop("not_before", None)
+    if max_cost is not None:
+        again["max_cost_usd"] = max_cost
+        read_job(json.dumps(again).encode(), key="--max-cost")
     key = new_key(JOBS, slug(f"{job_name(manifest)} retry"))
     info = store.put(key, json.dumps(again, ensure_ascii=False).encode(), media_type="application/json")
     new = job_id(key, info.version or store.stat(key).version)

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,10 +88,11 @@ def drop_dataset(
     Raises:
         JobInvalid: no dataset can be called that; nothing is uploaded then.
         InvalidKey: a file's name can't be a key; nothing is uploaded then.
-    Cost: 1 request per file, and 1.
+    Cost: 1 request per file, and 2.
     """
     prefix = f"{DATASETS_INBOX}{check_dataset_name(name)}/"
     keys = {check_key(prefix + path.relative_to(folder).as_posix()): path for path in files}
+    withdraw_ready(store, prefix)
     files_sent = len(keys)
     if copier is not None and len(keys) >= _MANY:
         names = [key.removeprefix(prefix) for key in keys if _RCLONES_QUOTE not in key]
@@ -100,6 +102,19 @@ def drop_dataset(
         moved(path.stat().st_size)
     store.put(prefix + READY, b"")
     return Dropped(prefix, files=files_sent)
+
+
+def withdraw_ready(store: Store, prefix: str) -> None:
+    """Remove the `_READY` of an earlier drop that still waits in this folder.
+
+    Beside it a part of what goes up now would look whole. It is put back at the end; a key that may
+    not remove it has to do without.
+
+    Cost: 1 request, 2 more for each version of it.
+    """
+    with suppress(NotFound, AccessDenied):  # some keys get 403 for what is missing
+        while True:
+            store.delete(prefix + READY, version=store.stat(prefix + READY).version)
 
 
 def rclone_copier(settings: Settings) -> Copier | None:

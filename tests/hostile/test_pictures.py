@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import subprocess
 import warnings
 import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from handlers.engine.limits import LimitExceeded, Limits
+from processor.cli.job_files import graph_in_picture
+from processor.contact_sheet import thumbnail
+from processor.errors import JobInvalid
 from processor.execute import upload
 from processor.handler import LocalFile
+from processor.models import Output
+from processor.records import Task
 from processor.run import run
+from processor.shaping import shaped
 from processor.store.memory import MemoryStore
 from processor.testing.machine import Bench
 
@@ -59,6 +68,27 @@ def test_an_output_is_kept_whatever_it_unfolds_to(tmp_path: Path, name: str) -> 
         warnings.simplefilter("error")
         kept = upload(MemoryStore(), "comfy_outputs/x/", LocalFile(path, name, f"image/{path.suffix[1:]}"))
     assert kept.size_bytes == len(BOMBS[name])
+
+
+def test_a_page_for_a_printer_starts_no_other_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript draw an EPS, whatever name it came under."""
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "EPS")
+
+    def started(*args: object, **_: object) -> None:
+        raise AssertionError(f"a program was started: {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    path = tmp_path / "page.png"
+    path.write_bytes(stream.getvalue())
+    assert thumbnail(stream.getvalue(), 32) is None
+    file = LocalFile(path, "page.png", "image/png")
+    assert shaped([file], Task(index=0, hash="x"), Output(format="webp"), tmp_path) == [file]
+    with pytest.raises(JobInvalid, match="not a readable PNG"):
+        graph_in_picture(path)
 
 
 @pytest.mark.parametrize("name", ["large.png", "odd.png", "large.webp", "tiff.png"])

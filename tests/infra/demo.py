@@ -60,7 +60,7 @@ def _tell(here: Deployed) -> None:
         said = manifest.error.what[:60] if manifest.error else f"{files} pictures"
         print(f"         {key:<38} {manifest.outcome:<8} {said}")
     print("Containers:")
-    for name in ("tick", "dispatch", "Renderer"):
+    for name in ("tick", "Dispatcher", "Renderer"):
         found = here.loopback.containers(name)
         cold_s = max((each.cold_start_s for each in found), default=0.0)
         served = sum(each.served for each in found)

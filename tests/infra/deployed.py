@@ -95,7 +95,7 @@ class Deployed:
 
         def empty() -> bool:
             nonlocal ticks, next_look
-            if any(container.inputs for container in self.loopback.containers("dispatch", state="running")):
+            if any(container.inputs for container in self.loopback.containers("Dispatcher", state="running")):
                 return False
             if time.monotonic() < next_look:
                 return False

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from tests.support.b2like import B2Like, Kind
 from tests.support.fixtures import KEY_ID, SECRET
 from tests.support.moto import SerialMotoServer
 from tests.support.receiver import server
+from tests.support.rendering import slow_graph
 
 _MORE = 20
 """Beside the thirty examples: small matrices, so that jobs of several tasks are among the fifty."""
@@ -48,6 +50,22 @@ def test_one_drop_becomes_pictures_and_a_manifest(here: Deployed) -> None:
     assert here.keys("done/")
     here.check_whole()
     assert here.tick()["claimed"] == 0
+
+
+def test_a_short_job_waits_for_no_long_one(tmp_path: Path, moto: SerialMotoServer) -> None:
+    """However far apart they were dropped: a dispatcher with a long job has room for others."""
+    sizes: dict[str, Any] = {"dispatch_containers": 1, "render_containers": 3, "render_concurrency": 1}
+    with deployed(tmp_path, moto.url, engine_args=["--pause-s", "0.05"], **sizes) as here:
+        for number in range(2):
+            here.put_job(f"long-{number}", {"workflow": slow_graph(2000, size=16)})
+            assert here.tick()["claimed"] == 1
+            here.loopback.busy("Dispatcher", timeout_s=30)
+        short = here.put_job("short", {"workflow": graph()})
+        assert here.tick()["claimed"] == 1
+        (dispatcher,) = here.loopback.containers("Dispatcher")
+        here.loopback.wait_until(lambda: short in here.manifests(), 60, "the short one is done")
+        here.loopback.wait_until(lambda: len(dispatcher.inputs) == 2, 20, "its call has ended")
+        assert (list(here.manifests()), dispatcher.served) == ([short], 3)
 
 
 def test_a_restored_container_uses_the_key_of_today(here: Deployed, b2: B2Like) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import modal  # the client under test
 import pytest
 
 from processor.records import Manifest, Outcome
-from tests.infra.deployed import Deployed, deadline, deployed
+from tests.infra.deployed import APP, Deployed, deadline, deployed
 from tests.support.moto import SerialMotoServer
 from tests.support.rendering import slow_graph
 
@@ -67,23 +68,25 @@ def test_a_renderer_lost_in_the_middle_of_a_task(here: Deployed, how: str) -> No
 
 
 def test_a_preempted_dispatcher_goes_on_with_the_same_claims(here: Deployed) -> None:
-    """It gives its lease back in the grace; its restart takes the next epoch at once."""
-    key = begin(here, "dispatch-preempted")
+    """It gives the leases of all its calls back in the grace; their restart takes the next epoch at once."""
+    keys = [begin(here, f"dispatch-preempted-{number}") for number in range(2)]
     here.loopback.busy("Renderer", timeout_s=30)
-    victim = here.loopback.busy("dispatch")
+    victim = here.loopback.busy("Dispatcher")
+    assert len(victim.inputs) == 2
     victim.preempt(grace_s=30)
-    victim.wait_exited(60)
-    here.loopback.wait_until(lambda: not here.keys("inbox/"), 60, "the restart settles it, without a tick")
-    manifest = check_done(here, key)
-    assert len(here.loopback.containers("dispatch")) >= 2
-    assert manifest.attempt.startswith("3-"), "tick, first dispatcher, its restart"
+    assert victim.wait_exited(60).returncode == 0, "not one of them kept it until it was killed"
+    here.loopback.wait_until(lambda: not here.keys("inbox/"), 60, "the restart settles both, without a tick")
+    manifests = [check_done(here, key) for key in keys]
+    assert len(here.loopback.containers("Dispatcher")) >= 2
+    for manifest in manifests:
+        assert manifest.attempt.startswith("3-"), "tick, first dispatcher, its restart"
 
 
 def test_a_killed_dispatchers_job_is_found_when_its_lease_has_run_out(here: Deployed) -> None:
     """Nobody could say anything: the restart finds a lease that stands, and a later tick one that ran out."""
     key = begin(here, "dispatch-killed")
     here.loopback.busy("Renderer", timeout_s=30)
-    here.loopback.busy("dispatch").kill()
+    here.loopback.busy("Dispatcher").kill()
     here.run_until_empty()
     manifest = check_done(here, key)
     assert len(manifest.attempts) == 2
@@ -92,10 +95,11 @@ def test_a_killed_dispatchers_job_is_found_when_its_lease_has_run_out(here: Depl
 def test_a_duplicate_dispatch_of_one_claim_stops(here: Deployed) -> None:
     """Two deliveries of the same claims: one runs the job, the other finds it taken."""
     key = begin(here, "delivered-twice")
-    first = here.loopback.busy("dispatch")
+    first = here.loopback.busy("Dispatcher")
     job_id = next(iter(here.leased_jobs()))
     claim = here.claim_of(key, job_id)
-    assert here.function("dispatch").spawn([claim]).get(timeout=60) == {job_id: None}
+    dispatch = modal.Cls.from_name(APP, "Dispatcher")().run
+    assert dispatch.spawn([claim]).get(timeout=60) == {job_id: None}
     here.run_until_empty()
     manifest = check_done(here, key)
     assert len(manifest.attempts) == 1

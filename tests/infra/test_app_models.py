@@ -109,6 +109,20 @@ def test_a_job_gets_the_gpu_that_it_asks_for(here: Deployed) -> None:
     assert ["H100"] in [container.gpus for container in here.loopback.containers("Renderer")]
 
 
+def test_a_gpu_that_modal_has_not_is_refused_before_any_rent(here: Deployed) -> None:
+    """With the nearest name; it would be refused once for each task, or cost what nobody knows."""
+    here.store.put("comfy_models/upscale_models/up.pth", b"weights")
+    key = here.put_job("on-none", upscaling("up.pth", gpu="A100-80"))
+    before = len(here.loopback.containers("Renderer"))
+    here.tick()
+    here.run_until_empty()
+    manifest = here.manifests()[key]
+    assert manifest.outcome is Outcome.INVALID
+    assert manifest.error is not None
+    assert (manifest.error.where, manifest.error.mend) == ("gpu", "Did you mean 'A100-80GB'?")
+    assert len(here.loopback.containers("Renderer")) == before
+
+
 @contextmanager
 def standing(here: Deployed, key: str) -> Iterator[None]:
     """While inside, this object is in the bucket."""

@@ -30,7 +30,7 @@ from infra.images import pins
 from infra.models import listing, note_use, raise_problem, remove, trim
 from infra.secrets import create, needed
 from infra.settings import deployable, in_container
-from infra.ticking import grouped, morning_once, tick_once
+from infra.ticking import Load, morning_once, tick_once
 from infra.webhook import events_of, is_signed, signature
 from processor.config import load_without_file
 from processor.errors import ConfigError, TaskFailed
@@ -66,15 +66,6 @@ def test_what_is_no_notification_is_refused(body: bytes) -> None:
         events_of(body)
 
 
-def test_claims_are_spread_evenly() -> None:
-    """No dispatcher gets a handful while another has one."""
-    claims: list[object] = list(range(10))
-    groups = [list(group) for group in grouped(claims, 8)]  # type: ignore[arg-type]  # any things
-    assert [len(group) for group in groups] == [5, 5]
-    assert sorted(each for group in groups for each in group) == claims  # type: ignore[type-var]
-    assert not list(grouped([], 8))
-
-
 def test_claims_that_no_dispatcher_takes_go_back_at_once(tmp_path: Path) -> None:
     """Modal out of reach between claim and spawn: the next tick has them again, without a wait."""
     bench = Bench(tmp_path, ScriptedHandler())
@@ -86,10 +77,10 @@ def test_claims_that_no_dispatcher_takes_go_back_at_once(tmp_path: Path) -> None
     def refuse(_claims: list[dict[str, Any]]) -> None:
         raise modal.exception.ServiceError("503")
 
-    refused = tick_once(bench.machine(), deployed, spawn=refuse, backlog=lambda: 0)
+    refused = tick_once(bench.machine(), deployed, spawn=refuse, load=Load)
     assert (refused["claimed"], "given back" in refused["problem"]) == (0, True)
     taken: list[dict[str, Any]] = []
-    summary = tick_once(bench.machine(), deployed, spawn=taken.extend, backlog=lambda: 0)
+    summary = tick_once(bench.machine(), deployed, spawn=taken.extend, load=Load)
     assert (summary["claimed"], summary["problem"], len(taken)) == (3, None, 3)
     assert {from_json(claim).lease.epoch for claim in taken} == {2}
 
@@ -229,15 +220,20 @@ def test_the_api_pulls_what_lacks_before_it_rents_and_says_what_it_uses(tmp_path
     assert told[5:] == ["reload", "note", "rent", "reload", "rent"]
 
 
-def test_nothing_is_claimed_while_claims_wait_for_a_dispatcher(tmp_path: Path) -> None:
-    """They would only let their leases run out."""
+@pytest.mark.parametrize(
+    ("load", "claimed"),
+    [(Load(0, 0), 3), (Load(30, 0), 2), (Load(32, 0), 0), (Load(40, 0), 0), (Load(3, 2), 0)],
+)
+def test_no_more_is_claimed_than_dispatchers_have_room_for(tmp_path: Path, load: Load, claimed: int) -> None:
+    """And nothing while claims wait for one: they would only let their leases run out."""
     bench = Bench(tmp_path, ScriptedHandler())
-    bench.drop({"kind": "render", "workflow": "w"})
+    for number in range(3):
+        bench.drop({"kind": "render", "workflow": "w"}, f"inbox/jobs/{number}.json")
     deployed = deployable(load_without_file(bucket="s3://a-bucket"))
     spawned: list[Any] = []
-    summary = tick_once(bench.machine(), deployed, spawn=spawned.append, backlog=lambda: 2)
-    assert not spawned
-    assert (summary["claimed"], summary["pending"], summary["waiting"]) == (0, 1, 2)
+    summary = tick_once(bench.machine(), deployed, spawn=spawned.append, load=lambda: load)
+    assert [len(claims) for claims in spawned] == [1] * claimed, "a call each: none waits for another's end"
+    assert (summary["claimed"], summary["pending"], summary["waiting"]) == (claimed, 3, load.waiting)
 
 
 @pytest.mark.parametrize(

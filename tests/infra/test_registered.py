@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.plan import plan_of
+from infra.plan import STUDIO_CORES, STUDIO_GIB, TICK_CORES, TICK_GIB, plan_of
 from infra.settings import DEPLOYED, deployable
 from processor.config import load_without_file
 from tests.infra.deployed import Deployed, deadline, deployed
@@ -132,10 +132,11 @@ def test_the_apis_own_pool(app: Loopback) -> None:
 
 def test_ticks_are_short_and_dispatchers_long(app: Loopback) -> None:
     """Both without a GPU, and gone soon after."""
-    tick, dispatch = app.registered["tick"].spec, app.registered["dispatch"].spec
+    tick, dispatch = app.registered["tick"].spec, app.registered["Dispatcher.*"].spec
     assert (tick.timeout_secs, tick.autoscaler_settings.scaledown_window) == (4 * MINUTES, 2)
     assert tick.autoscaler_settings.max_containers == 2
     assert (dispatch.timeout_secs, dispatch.autoscaler_settings.max_containers) == (24 * HOURS, 4)
+    assert dispatch.max_concurrent_inputs == 8, "jobs, each a call of its own"
 
 
 def test_secrets_reach_only_who_needs_them(app: Loopback) -> None:
@@ -144,7 +145,7 @@ def test_secrets_reach_only_who_needs_them(app: Loopback) -> None:
     assert {name for name, each in named.items() if "hf-credentials" in each} == {"pull_bases"}
     assert {name for name, each in named.items() if "dropbatch-webhook" in each} == {"webhook"}
     assert named["webhook"] == {"dropbatch-webhook": {"DROPBATCH_WEBHOOK_SECRET"}}
-    telling = {"tick", "wake", "nightly", "morning", "dispatch"}
+    telling = {"tick", "wake", "nightly", "morning", "Dispatcher.*"}
     assert {name for name, each in named.items() if "dropbatch-notices" in each} == telling
     with_nodes = {"Renderer.*", "Studio.*", "ui"}
     assert {name for name, each in named.items() if "slack-credentials" in each} == telling | with_nodes
@@ -250,3 +251,6 @@ def test_the_plan_shown_is_what_is_registered(here: Deployed) -> None:
         assert row.warm == found.spec.autoscaler_settings.min_containers, name
     assert (plan.gpus, plan.crons, plan.doors, list(plan.over())) == (9, 3, 3, [])
     assert 0.5 < plan.idle_usd_a_month < 5
+    for name, cores, gib in (("tick", TICK_CORES, TICK_GIB), ("Studio", STUDIO_CORES, STUDIO_GIB)):
+        resources = registered[name].spec.resources
+        assert (resources.milli_cpu, resources.memory_mb) == (cores * 1000, gib * 1024)

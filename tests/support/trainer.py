@@ -28,7 +28,8 @@ def install(folder: Path, **script: Any) -> Path:
 
     Args:
         script: `at={"5": "nan"}` (see `Stand.happen`), `step_s`, `optimizer_bytes`, `ends`
-            (how it ends instead of well), `samples` (whether it makes pictures).
+            (how it ends instead of well), `samples` (whether it makes pictures),
+            `optimizer="full disk"` (it can't be saved), `resumes=False` (it overlooks checkpoints).
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(__file__, folder / "run.py")
@@ -96,7 +97,7 @@ class Stand:
     def resume(self) -> int:
         """The newest file of the name by change time, as the real one takes it."""
         found = list(self.root.glob(f"{self.name}*"))
-        if not found:
+        if not found or self.script.get("resumes") is False:
             return 0
         newest = max(found, key=os.path.getctime)
         say(f"#### IMPORTANT RESUMING FROM {newest} ####")
@@ -137,9 +138,14 @@ class Stand:
             stream.write(data[40:])
         say(f"Saved checkpoint to {path}")
         self.happen(f"between {step}")
-        with (self.root / "optimizer.pt").open("wb") as stream:
-            stream.write(bytes(self.script.get("optimizer_bytes", 64)))
-        say(f"Saved optimizer to {self.root / 'optimizer.pt'}")
+        if self.script.get("optimizer") == "full disk":
+            (self.root / "optimizer.pt").write_bytes(b"cut")
+            say("[Errno 28] No space left on device")
+            say("Could not save optimizer")
+        else:
+            with (self.root / "optimizer.pt").open("wb") as stream:
+                stream.write(bytes(self.script.get("optimizer_bytes", 64)))
+            say(f"Saved optimizer to {self.root / 'optimizer.pt'}")
         self.happen(f"saved {step}")
         saves = sorted(self.root.glob(f"{self.name}_*.safetensors"), key=os.path.getctime)
         for old in saves[: -self.keep]:
@@ -172,7 +178,11 @@ class Stand:
             case "exit 0":
                 sys.exit(0)
             case "oom":
-                raise MemoryError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+                for number in (1, 2, 3):
+                    skip_batch(number)
+                raise RuntimeError("OOM during training step 3 times in a row, aborting training")
+            case "skip a batch":
+                skip_batch(1)
             case "caption":
                 load_caption()
             case "hang":
@@ -186,6 +196,13 @@ class Stand:
                     time.sleep(0.01)
             case _:
                 raise RuntimeError(str(action))
+
+
+def skip_batch(number: int) -> None:
+    """What the real one prints of a step that ran out of memory."""
+    text = f"# OOM during training step, skipping batch {number}/3 #"
+    for line in ("", "#" * len(text), text, "#" * len(text), ""):
+        say(line)
 
 
 def load_caption() -> None:

@@ -42,6 +42,7 @@ class Studio:
     script: dict[str, Any] = field(default_factory=dict)
     rehearsal: bool = False
     usd_per_s: float = 0.0
+    stop_grace_s: float = 5.0
 
     def __post_init__(self) -> None:
         self.bench = Bench(self.root / "work", IngestHandler(), store=self.store)
@@ -65,7 +66,7 @@ class Studio:
             toolkit_dir=None if self.rehearsal else self.toolkit,
             toolkit_python=Path(sys.executable),
             hugging_face=False,
-            stop_grace_s=5.0,
+            stop_grace_s=self.stop_grace_s,
         )
         handlers: dict[str, Handler] = {"ingest": IngestHandler(), "train": TrainHandler(settings)}
         machine = self.bench.machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from handlers.ingest import IngestHandler
+from handlers.ingest.pictures import Looked
 from processor.datasets import parse_listed, take_inventory
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
@@ -335,6 +337,50 @@ def test_more_pictures_join_the_newest_version(bench: Bench) -> None:
     assert len(trainings(bench)) == 2
 
 
+OPTIONS = b"preset: sd15\nsteps: 12\ntrigger_word: z0e\npublish: portraits\nmax_cost_usd: 8\nreplace: true\n"
+
+
+def test_pictures_that_join_are_trained_with_the_options_of_what_they_join(bench: Bench) -> None:
+    """Who said once how to train need not say it with each further picture; who says it anew, says it all."""
+    drop_ready(bench, {**captioned(3), "dataset.yaml": OPTIONS})
+    work(bench)
+    for first, options in ((10, {}), (20, {}), (30, {"dataset.yaml": b"steps: 5"})):
+        bench.clock.advance(100)
+        drop_ready(bench, {**captioned(1, first=first), **options})
+        work(bench)
+    manifests = work(bench)
+    assert [manifest["tasks"][0]["data"]["examples"] for manifest in manifests] == [3, 4, 5, 6]
+    ids = [manifest["tasks"][0]["data"]["fingerprint"] for manifest in manifests]
+    jobs = {job["dataset"].partition("/")[2]: job for job in trainings(bench)}
+    keys = ("preset", "settings", "trigger_word", "publish", "max_cost_usd")
+    said = [{key: jobs[each].get(key) for key in keys} for each in ids]
+    assert said[0] == said[1] == said[2]
+    assert said[0] == {
+        "preset": "sd15",
+        "settings": {"steps": 12},
+        "trigger_word": "z0e",
+        "publish": "portraits",
+        "max_cost_usd": 8,
+    }
+    assert said[3]["settings"] == {"steps": 5}
+    assert said[3]["trigger_word"] == NAME
+    report = next(file for file in manifests[1]["tasks"][0]["files"] if file["name"] == "report.txt")
+    assert f"Options: as version {ids[0]} had them" in bench.main.get(report["key"]).body.read().decode()
+    assert f"options as version {ids[0]} had them" in manifests[1]["tasks"][0]["data"]["text"]
+
+
+def test_options_too_many_for_a_pointer_are_not_kept(bench: Bench) -> None:
+    """It is a small file, which every later drop of the name reads."""
+    prompts = "".join(f"- {'long ' * 300}\n" for _ in range(16))
+    sweep = "".join(f"  - {'x' * 900}{k}\n" for k in range(20))
+    options = f"train: false\nsample_prompts:\n{prompts}sweep:\n  prompt:\n{sweep}"
+    drop_ready(bench, {**captioned(3), "dataset.yaml": options.encode()})
+    work(bench)
+    bench.clock.advance(100)
+    drop_ready(bench, captioned(1, first=10))
+    assert [manifest["outcome"] for manifest in work(bench)] == ["done", "done"]
+
+
 def test_replace_makes_the_folder_alone_the_new_version(bench: Bench) -> None:
     """`replace: true` joins nothing."""
     drop_ready(bench, captioned(3))
@@ -400,10 +446,32 @@ def test_on_a_store_without_versions_a_folder_is_taken_as_well(tmp_path: Path) -
 # --- what is wrong with a folder --------------------------------------------------
 
 
+def odd_exif() -> bytes:
+    """A photograph to be turned, whose width is a fraction: Pillow fails where it writes that anew."""
+    entries = struct.pack("<HHII", 0x0100, 5, 1, 38) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 72, 1)
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
 BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "broken picture": ({"bad.png": b"\x89PNG\r\n\x1a\nxxxx"}, "bad.png: "),
     "cut-off picture": ({"cut.jpg": picture(3, form="JPEG")[:-200]}, "cut.jpg: does not decode"),
     "no picture": ({"page.jpg": b"<html>"}, "page.jpg: is no picture"),
+    "odd EXIF": (
+        {"photo.jpg": odd_exif()},
+        "photo.jpg: does not decode: required argument is not an integer; ",
+    ),
+    "a page for a printer": (
+        {"page.jpg": encoded(Image.new("RGB", (64, 64)), "EPS")},
+        "page.jpg: is no picture",
+    ),
+    "grey of 16 bits": (
+        {"scan.png": encoded(Image.new("I;16", (64, 64), 40_000))},
+        "scan.png: has more than",
+    ),
+    "captions that differ in case": ({"000.TXT": b"zoe"}, "000.txt: has the same stem as 000.txt"),
     "caption not UTF-8": ({"000.txt": b"caf\xe9"}, "000.txt: is not UTF-8"),
     "clashing stems": ({"000.jpg": picture(9, form="JPEG")}, "000.jpg: has the same stem as 000.png"),
     "stems that differ in case": ({"A.png": picture(8), "a.png": picture(9)}, "A.png: has the same stem"),
@@ -496,6 +564,66 @@ def test_what_is_merely_odd_is_warned_about(bench: Bench) -> None:
     assert ("orphan.txt", "belongs to no picture of that name") in said
     assert any(file == "readme.md" for file, _ in said)
     assert any(file == "long.png" and "very long" in what for file, what in said)
+
+
+def test_captions_are_taken_as_they_are_written(bench: Bench) -> None:
+    """Under the suffix that the trainer looks for, and without a mark that would be part of the text."""
+    files = {"000.png": picture(0), "000.TXT": b"zoe in large", "a/001.png": picture(1)}
+    files |= {"a/001.Txt": b"\xef\xbb\xbfzoe, marked", "002.png": picture(2), "002.txt": b"\xef\xbb\xbf\n"}
+    drop_ready(bench, files)
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    prefix = f"datasets/{NAME}/{manifest['tasks'][0]['data']['fingerprint']}/"
+    record = {file["name"]: file.get("caption") for file in bench.read(prefix + "dataset.json")["files"]}
+    assert record == {
+        "000.png": None,
+        "000.txt": "zoe in large",
+        "002.png": None,
+        "002.txt": "",
+        "a/001.png": None,
+        "a/001.txt": "zoe, marked",
+    }
+    assert bench.main.get(prefix + "000.txt").body.read() == b"zoe in large"
+    (key,) = [file["key"] for file in manifest["tasks"][0]["files"] if file["name"] == "report.json"]
+    assert [finding["file"] for finding in bench.read(key)["warnings"] if "is empty" in finding["what"]] == [
+        "002.txt"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (b"preset: sd15", "clip.mp4: preset sd15 takes no videos"),
+        (b"preset: wan21-14b", "clip.mp4: at num_frames 1 the trainer sees no videos; set num_frames"),
+        (b"preset: wan21-14b\nnum_frames: 41", None),
+        (b"preset: wan21-14b\nsweep: {num_frames: [21, 41]}", None),
+    ],
+)
+def test_videos_are_taken_where_the_trainer_looks_for_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, options: bytes, refused: str | None
+) -> None:
+    """With a preset that can, once somebody has said how many frames."""
+    monkeypatch.setattr("handlers.ingest.examine.look_at_video", lambda _path: Looked())
+    drop_ready(bench, {**captioned(3), "clip.mp4": b"a clip", "dataset.yaml": options})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == ("failed" if refused else "done")
+    if refused:
+        assert manifest["error"]["details"][0].startswith(refused)
+
+
+def test_where_the_trainer_does_not_look_nothing_counts(bench: Bench) -> None:
+    """Hidden folders and files, and the pictures that it makes of others."""
+    hidden = [".thumbs/000.png", "a/.b/c/001.png", ".002.png", "a/_controls/003.png", "_controls/003.txt"]
+    drop_ready(bench, {**captioned(3), **dict.fromkeys(hidden, b"whatever"), "controls/4.png": picture(4)})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    data = manifest["tasks"][0]["data"]
+    assert data["examples"] == 4
+    prefix = f"datasets/{NAME}/{data['fingerprint']}/"
+    assert not {key.removeprefix(prefix) for key in bench.keys(prefix)} & set(hidden)
+    (key,) = [file["key"] for file in manifest["tasks"][0]["files"] if file["name"] == "report.json"]
+    warned = {finding["file"] for finding in bench.read(key)["warnings"] if "left out" in finding["what"]}
+    assert warned == set(hidden)
 
 
 # --- cost ------------------------------------------------------------------------

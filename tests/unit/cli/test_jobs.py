@@ -225,6 +225,21 @@ def test_retry_drops_a_job_that_copies_what_is_good(
     assert dropbatch("retry", finished["good"], "--all", "--json").json["retry_of"] == finished["good"]
 
 
+def test_retry_may_cost_more_than_the_first(
+    dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
+) -> None:
+    """A cap that was too low is mended where it is told; one that is none is not dropped."""
+    for wrong in ("-1", "nan", "inf"):
+        result = dropbatch("retry", finished["half"], "--max-cost", wrong)
+        assert result.code == 1, wrong
+        assert "--max-cost" in result.err
+    assert not list((bucket / "inbox").rglob("*.json"))
+    new = dropbatch("retry", finished["half"], "--max-cost", "12.5").out.strip()
+    dropbatch("run", "--once")
+    manifest = json.loads((bucket / "comfy_outputs" / new / "manifest.json").read_bytes())
+    assert manifest["job"]["max_cost_usd"] == 12.5
+
+
 def test_retry_runs_what_a_cancelled_job_never_came_to(
     dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
 ) -> None:

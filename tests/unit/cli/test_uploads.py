@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from processor.cli.uploads import drop_dataset, rclone_copier
+from handlers.ingest.command import import_folder
+from processor.cli.uploads import READY, drop_dataset, rclone_copier
 from processor.config import Settings
 from processor.errors import JobInvalid, StoreUnavailable
+from processor.store import ObjectInfo
 from processor.store.memory import MemoryStore
 from tests.support import rclone as rclone_server
 from tests.support.fixtures import make_bucket
@@ -78,6 +81,46 @@ def test_a_folder_needs_no_rclone(tmp_path: Path) -> None:
     """Nor does a bucket whose key boto3 finds in its own places: rclone isn't shown those."""
     assert rclone_copier(Settings(bucket=str(tmp_path))) is None
     assert rclone_copier(Settings(bucket="s3://photos", region="us-east-1")) is None
+
+
+class _Watched(MemoryStore):
+    """Tells which `_READY` stood while a file went up."""
+
+    def __init__(self, *, versions: bool = True) -> None:
+        super().__init__(versions=versions)
+        self.ready: list[bool] = []
+
+    def put(self, key: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._look(key)
+        return super().put(key, *args, **kwargs)
+
+    def copy(self, source: str, target: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._look(target)
+        return super().copy(source, target, *args, **kwargs)
+
+    def _look(self, key: str) -> None:
+        if not key.endswith(READY):
+            keys = {item.key for page in self.list("inbox/") for item in page.objects}
+            self.ready.append(f"inbox/datasets/faces/{READY}" in keys)
+
+
+@pytest.mark.parametrize("versions", [True, False])
+@pytest.mark.parametrize("way", ["drop", "import"])
+def test_a_folder_that_waits_is_not_complete_while_more_goes_up(
+    tmp_path: Path, way: str, versions: bool
+) -> None:
+    """The marker of the drop before would make whole what has come so far."""
+    (tmp_path / "1.png").write_bytes(b"x")
+    store = _Watched(versions=versions)
+    store.put("elsewhere/1.png", b"x")
+    for _ in range(3):  # the third finds a marker that has an older version
+        if way == "drop":
+            drop_dataset(store, tmp_path, [tmp_path / "1.png"], name="faces", moved=lambda _: None)
+        else:
+            import_folder(store, "elsewhere", name="faces")
+        store.put(f"inbox/datasets/faces/{READY}", b"")
+    assert store.ready == [False] * 4
+    assert store.stat(f"inbox/datasets/faces/{READY}").size_bytes == 0
 
 
 def test_no_file_goes_up_under_a_name_that_is_no_datasets() -> None:

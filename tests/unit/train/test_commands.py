@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from handlers.ingest.command import import_folder, list_datasets
+from handlers.ingest.pictures import Looked
 from handlers.train.command import drop_training
 from processor.cli import main
 from processor.cli.exits import UsageError
@@ -16,7 +17,7 @@ from processor.errors import JobInvalid
 from processor.handler import Stores
 from processor.records import Outcome
 from processor.store.directory import DirectoryStore
-from tests.support.pictures import captioned
+from tests.support.pictures import captioned, upload
 from tests.support.training import DATASET, SETTINGS, Studio
 
 
@@ -92,6 +93,28 @@ def test_a_training_that_can_not_be_is_refused_before_it_is_dropped(
         drop_training(Stores.single(studio.main), job(**changes))
     assert names in str(caught.value)
     assert studio.bench.keys("inbox/") == []
+
+
+def test_a_training_that_would_see_no_videos_is_refused(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the setting that has the trainer look for them; a model of pictures takes the pictures."""
+    monkeypatch.setattr("handlers.ingest.examine.look_at_video", lambda _path: Looked())
+    upload(studio.main, DATASET, {"clip.mp4": b"a clip"})
+    studio.drop_dataset(preset="wan21-14b", settings={**SETTINGS, "num_frames": 41}, train=False)
+    studio.work()
+    upload(studio.main, "clips", {"clip.mp4": b"a clip"})
+    options = b"preset: wan21-14b\nnum_frames: 41\ntrain: false\nmin_images: 1\n"
+    upload(studio.main, "clips", {"dataset.yaml": options, "_READY": b""})
+    studio.work()
+    stores = Stores.single(studio.main)
+    with pytest.raises(JobInvalid, match="has 1 video: at num_frames 1") as caught:
+        drop_training(stores, job(preset="wan21-14b"))
+    assert caught.value.where == "settings.num_frames"
+    with pytest.raises(JobInvalid, match="has 1 video: at num_frames 1"):
+        drop_training(stores, job(dataset="clips"))
+    drop_training(stores, job())
+    drop_training(stores, job(preset="wan21-14b", settings={**SETTINGS, "num_frames": 41}))
 
 
 def test_the_command_line_drops_a_training(

@@ -59,6 +59,13 @@ def test_every_preset_makes_a_config_of_allowed_keys(name: str) -> None:
     assert preset.memory_gb <= (80 if "80GB" in preset.gpu else 48)
 
 
+@pytest.mark.parametrize("name", sorted(preset_files()))
+def test_every_preset_trains_on_captions(name: str) -> None:
+    """With `unload_text_encoder` the trainer knows the trigger word and nothing else."""
+    preset = load_preset(name)
+    assert not {**preset.settings, **preset.train}.get("unload_text_encoder")
+
+
 def test_the_presets_are_the_promised_ones() -> None:
     """FLUX.1-dev, SDXL, SD 1.5, Wan 2.1 14B and Qwen-Image."""
     assert set(preset_files()) == {"flux1-dev", "sdxl", "sd15", "wan21-14b", "qwen-image"}
@@ -93,6 +100,13 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("trigger_word", "${AWS_SECRET_ACCESS_KEY}", "${"),
         ("sample.prompts", ["fine", "not ${fine}"], "prompts"),
         ("sample.prompts", ["x"] * 100, "at most"),
+        ("sample.prompts", ["zoe --w 512", "zoe --ctrl_img /etc/passwd"], "--ctrl_img"),
+        ("sample.prompts", "zoe --ctrl_img /etc/passwd", "--ctrl_img"),
+        ("trigger_word", "zoe --ctrl_img /etc/passwd", "--ctrl_img"),
+        ("train.lr", [1e-4], "config.process.train.lr: one value is wanted, not a list"),
+        ("train.dtype", ["bf16"], "one value is wanted"),
+        ("train.batch_size", [1, 2], "one value is wanted"),
+        ("datasets.num_frames", [41], "one value is wanted"),
         ("network.pretrained_lora_path", "/etc/passwd", "not allowed"),
         ("network.type", "locon", "lora"),
         ("model.qtype", "uint3|someone/else.safetensors", "plain word"),
@@ -109,6 +123,24 @@ def test_what_is_not_allowed_is_refused_by_its_path(path: str, value: object, na
     with pytest.raises(JobInvalid) as caught:
         raw_process(changed(path, value), {}, trigger="zoe")
     assert names in str(caught.value)
+
+
+def test_one_prompt_is_a_list_of_one() -> None:
+    """The trainer would sample each of its letters."""
+    process = raw_process(changed("sample.prompts", "zoe at the beach --w 512"), {}, trigger="zoe")
+    assert process["sample"]["prompts"] == ["zoe at the beach --w 512"]
+
+
+@pytest.mark.parametrize("text", ["zoe --ctrl_img /etc/passwd", "${HOME}"])
+def test_a_presets_texts_open_and_expand_nothing_either(text: str) -> None:
+    """Sample prompts and the trigger word, which is put into the preset's."""
+    preset = load_preset("sd15")
+    with pytest.raises(JobInvalid, match="sample_prompts"):
+        preset_process(
+            preset, read_options(preset.settings, {"sample_prompts": [text]}, where="x"), trigger="zoe"
+        )
+    with pytest.raises(JobInvalid, match="trigger_word"):
+        preset_process(preset, read_options(preset.settings, {}, where="x"), trigger=text)
 
 
 @pytest.mark.parametrize("name", ["/models/x", "../x", "someone/else", "", "a b", "${HOME}"])

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
-from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, Snapshot
+from handlers.train.checkpoints import OPTIMIZER, WEIGHTS, CheckpointStore, KeptFile, Snapshot
+from handlers.train.dataset_copy import copy_dataset
+from handlers.train.settings import train_settings
 from handlers.train.weights import read_header
-from processor.errors import ErrorKind
+from processor.config import Settings
+from processor.errors import ConfigError, ErrorKind
 from processor.handler import Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix
 from processor.records import Manifest, Outcome
+from processor.store.memory import MemoryStore
+from tests.support.pictures import captioned, picture, upload
 from tests.support.trainer import weights
 from tests.support.training import DATASET, SETTINGS, Studio
 
@@ -83,6 +89,20 @@ def test_the_trainer_sees_no_secret_and_only_its_own_paths(
     assert root not in studio.main.get(kept.key).body.read().decode()
 
 
+def test_the_trainer_reads_captions_without_the_mark_that_editors_put_first(
+    studio: Studio, tmp_path: Path
+) -> None:
+    """It would take it for text; the archive keeps what was dropped."""
+    upload(studio.main, DATASET, {"0.png": picture(90), "0.txt": b"\xef\xbb\xbfzoe, marked"})
+    studio.drop_dataset(train=False)
+    studio.work()
+    version = studio.bench.read(f"datasets/{DATASET}/latest.json")["facts"]["fingerprint"]
+    copy_dataset(studio.main, DATASET, version, tmp_path / "copy", progress=lambda _done, _total: None)
+    assert (tmp_path / "copy/0.txt").read_bytes() == b"zoe, marked"
+    archived = studio.main.get(f"datasets/{DATASET}/{version}/0.txt").body.read()
+    assert archived == b"\xef\xbb\xbfzoe, marked"
+
+
 def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> None:
     """The trainer is killed at step 8: the next try restores step 6 and trains what is missing."""
     studio.rescript(at={"8": "kill"}, samples=True)
@@ -96,6 +116,43 @@ def test_a_checkpoint_is_gone_on_from_and_the_curve_joins_up(studio: Studio) -> 
     assert studio.trained() == [*range(9), *range(6, 10)]
     assert [step for step, _ in result.data["losses"]] == list(range(10))
     assert len({name for name in files_of(manifest) if name.startswith("samples/")}) == 6
+
+
+def test_a_checkpoint_without_its_optimizer_is_gone_on_from(studio: Studio) -> None:
+    """The trainer says that it could not save it, and goes on; a part of it is no optimizer."""
+    studio.rescript(at={"8": "kill"}, optimizer="full disk")
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    assert (manifest.outcome, manifest.tasks[0].data["resumed_from"]) == (Outcome.DONE, 6)
+    assert studio.trained() == [*range(9), *range(6, 10)]
+    kept = [key for key in studio.bench.keys("comfy_outputs/") if "/checkpoints/" in key]
+    assert kept
+    assert not [key for key in kept if key.endswith(OPTIMIZER)]
+
+
+def test_a_trainer_that_begins_anew_is_stopped_at_once(studio: Studio) -> None:
+    """It would train all of it once more, and the manifest would say that it had gone on."""
+    studio.rescript(at={"8": "kill"}, resumes=False)
+    studio.drop_dataset()
+    studio.work()
+    manifest = studio.manifest()
+    kind, what = error_of(manifest)
+    assert kind is ErrorKind.NODE_FAILED
+    assert "began at step 0 instead of going on from the checkpoint of step 6" in what
+    assert manifest.tasks[0].tries == 2
+
+
+@pytest.mark.parametrize("name", ["flux_LoRA", "user_cnx", "my_t2i", "x_refiner", "a[1]", "a*", "what?"])
+def test_a_scratch_folder_in_which_the_trainer_finds_no_checkpoint_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    """By the name of its setting; without a trainer it is as good as any."""
+    settings = Settings(bucket=str(tmp_path), work_dir=tmp_path / name)
+    assert train_settings(settings).rehearsal
+    with pytest.raises(ConfigError, match="no checkpoint to go on from") as caught:
+        train_settings(settings.model_copy(update={"ai_toolkit_dir": tmp_path}))
+    assert caught.value.where == "work_dir"
 
 
 def test_checkpoints_are_pruned_to_the_newest(studio: Studio) -> None:
@@ -200,6 +257,15 @@ def test_each_failure_ends_the_job_with_its_reason_and_publishes_nothing(studio:
     assert max(counted.values()) <= 1 + SETTINGS["save_every"]
 
 
+def test_a_batch_that_is_skipped_for_want_of_memory_is_not_the_end(studio: Studio) -> None:
+    """The trainer goes on; what ends it later is the reason."""
+    studio.rescript(at={"2": "skip a batch", "4": "cosmic ray"}, always=True)
+    studio.drop_dataset()
+    studio.work()
+    kind, what = error_of(studio.manifest())
+    assert (kind, "cosmic ray" in what) == (ErrorKind.CRASHED, True), what
+
+
 def test_the_trainers_log_is_kept_without_bars(studio: Studio) -> None:
     """What it said is what explains a failure."""
     studio.rescript(at={"4": "cosmic ray"}, always=True)
@@ -274,6 +340,31 @@ def test_it_stops_right_after_a_checkpoint_when_money_ends(
     assert "right after the checkpoint of step" in what
     assert says in what
     assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
+
+
+@pytest.mark.parametrize("finish_s", [30.0, 0.0])
+def test_the_last_checkpoint_of_a_run_stopped_in_time_gets_the_time_kept_free_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish_s: float
+) -> None:
+    """Its upload may take longer than a trainer's end; one that is given up is told of."""
+    put = CheckpointStore._put
+
+    def slow(store: CheckpointStore, path: Path, name: str, shown: str) -> KeptFile:
+        time.sleep(0.3)
+        return put(store, path, name, shown)
+
+    monkeypatch.setattr(CheckpointStore, "_put", slow)
+    monkeypatch.setattr("handlers.train.execution._FINISH_S", finish_s)
+    studio = Studio(tmp_path, usd_per_s=1e6, stop_grace_s=0.05)
+    studio.bench.with_policy(max_day_cost_usd=1e12)
+    studio.rescript(at={"saved 3": "pause"})
+    studio.drop_dataset(max_cost_usd=1.5)
+    with structlog.testing.capture_logs() as logs:
+        studio.work()
+    assert error_of(studio.manifest())[0] is ErrorKind.OVER_BUDGET
+    kept = any(key.endswith("checkpoints/000000003.json") for key in studio.bench.keys("comfy_outputs/"))
+    told = any(line["event"] == "checkpoint.given_up" for line in logs)
+    assert (kept, told) == ((True, False) if finish_s else (False, True))
 
 
 def test_a_machine_that_costs_nothing_stops_no_training(studio: Studio) -> None:
@@ -381,6 +472,19 @@ def test_more_pictures_train_a_second_version_and_move_the_pointer(studio: Studi
     assert studio.bench.read(f"comfy_models/loras/{DATASET}.latest.json")["job_id"] == second.job_id
 
 
+def test_datasets_of_other_alphabets_have_pointers_of_their_own(studio: Studio) -> None:
+    """Their names have no slug, or the same; a name that a file can have stays as it is."""
+    names = ("Зоя", "Маша", "my zoe", "my_zoe", "my-zoe")
+    for place, name in enumerate(names):
+        options = f"preset: sd15\nsettings: {json.dumps(SETTINGS)}\n".encode()
+        upload(studio.main, name, {**captioned(3, first=10 * place), "dataset.yaml": options, "_READY": b""})
+        studio.work()
+    keys = [key for key in studio.bench.keys("comfy_models/loras/") if key.endswith(".latest.json")]
+    assert sorted(studio.bench.read(key)["facts"]["dataset"] for key in keys) == sorted(names)
+    assert {key.rpartition("/")[2].partition(".")[0] for key in keys} >= {"my_zoe", "my-zoe"}
+    assert len(studio.loras()) == len(names)
+
+
 def test_an_old_training_that_settles_late_does_not_move_the_pointer_back(studio: Studio) -> None:
     """Effects may be redone at any time; forward is measured by when the job finished."""
     from processor.publishing import published
@@ -415,11 +519,11 @@ def rendered_loras(studio: Studio) -> list[str]:
     return [m["job"]["overrides"]["lora"] for m in sorted(renders, key=lambda each: each["started_at"])]
 
 
-def retry(studio: Studio, parent: Manifest, tasks: str) -> Manifest:
+def retry(studio: Studio, parent: Manifest, tasks: str, **changes: Any) -> Manifest:
     """The manifest of a job that runs its parent's plan again, as `dropbatch retry` drops one."""
     studio.bench.clock.advance(3600)
     assert parent.job is not None
-    again = {name: value for name, value in parent.job.items() if name != "origin"}
+    again = {name: value for name, value in parent.job.items() if name != "origin"} | changes
     studio.bench.drop({**again, "retry_of": parent.job_id, "retry_tasks": tasks}, "inbox/jobs/again.json")
     studio.work()
     return studio.manifests()[-1]
@@ -449,6 +553,78 @@ def test_a_retry_publishes_a_lora_of_its_own_beside_the_earlier_one(studio: Stud
     published = studio.main.get(pointer["key"]).body.read()
     assert hashlib.sha256(published).hexdigest() == pointer["facts"]["sha256"]
     assert rendered_loras(studio) == [old, new]
+
+
+def checkpoints(studio: Studio, manifest: Manifest) -> list[str]:
+    return [key for key in studio.bench.keys(f"comfy_outputs/{manifest.job_id}/") if "/checkpoints/" in key]
+
+
+def test_a_retry_goes_on_from_its_parents_last_checkpoint(studio: Studio) -> None:
+    """Or that one's parent's, should it not have come to one of its own; `all` begins anew."""
+    studio.rescript(at={"8": "nan"}, always=True)
+    studio.drop_dataset()
+    studio.work()
+    first = studio.manifest()
+    kept = checkpoints(studio, first)
+    assert len(kept) == 6
+    studio.rescript(at={"7": "nan"}, always=True)
+    second = retry(studio, first, "failed")
+    assert (second.outcome, checkpoints(studio, second)) == (Outcome.FAILED, [])
+    studio.rescript()
+    (studio.toolkit / "trained.log").unlink()
+    third = retry(studio, second, "failed")
+    assert third.tasks[0].data["resumed_from"] == 6
+    assert studio.trained() == [*range(6, 10)]
+    assert [step for step, _ in third.tasks[0].data["losses"]] == list(range(10))
+    assert checkpoints(studio, first) == kept
+    fourth = retry(studio, second, "all")
+    assert fourth.tasks[0].data["resumed_from"] is None
+
+
+def test_a_retry_with_more_money_goes_on_where_money_ended(tmp_path: Path) -> None:
+    """What the first job has cost is not the second's, whose cap is its own."""
+    studio = Studio(tmp_path, usd_per_s=1e6)
+    studio.bench.with_policy(max_day_cost_usd=1e12)
+    studio.rescript(at={"saved 3": "pause"})
+    studio.drop_dataset(max_cost_usd=1.5)
+    studio.work()
+    first = studio.manifest()
+    assert "dropbatch retry --max-cost" in error_of(first)[1]
+    studio.rescript()
+    second = retry(studio, first, "failed", max_cost_usd=1e11)
+    assert (second.outcome, second.tasks[0].data["resumed_from"]) == (Outcome.DONE, 3)
+
+
+def test_a_checkpoint_knows_which_seconds_another_job_paid_for(tmp_path: Path) -> None:
+    """Over all attempts of the retry, too; of two at one step its own counts."""
+    store = MemoryStore()
+    jobs = {name: f"{name}-{'0' * 16}" for name in ("first", "second")}
+
+    def checkpoints_of(name: str, attempt: str, *retried: str) -> CheckpointStore:
+        prefix = execution_prefix(jobs[name], attempt, 0, "0" * 8)
+        return CheckpointStore(
+            store, job_id=jobs[name], index=0, task_hash="x", prefix=prefix, keep=1, retried=retried
+        )
+
+    def keep(kept: CheckpointStore, step: int, seconds: float) -> None:
+        folder = tmp_path / f"snapshot-{step}-{seconds}"
+        folder.mkdir()
+        (folder / WEIGHTS).write_bytes(weights(step))
+        kept.upload(Snapshot(step, folder, seconds=seconds))
+
+    def restored(kept: CheckpointStore) -> tuple[int, float, float] | None:
+        record = kept.restore(tmp_path)
+        return (record.step, record.seconds, record.inherited_s) if record else None
+
+    keep(checkpoints_of("first", "1-a"), 5, 100.0)
+    assert restored(checkpoints_of("second", "1-a")) is None
+    retried = checkpoints_of("second", "1-a", jobs["first"])
+    assert restored(retried) == (5, 100.0, 100.0)
+    keep(retried, 5, 120.0)
+    assert restored(checkpoints_of("second", "2-a", jobs["first"])) == (5, 120.0, 100.0)
+    keep(retried, 9, 150.0)
+    assert restored(checkpoints_of("second", "3-a", jobs["first"])) == (9, 150.0, 100.0)
+    assert restored(checkpoints_of("first", "2-a")) == (5, 100.0, 0.0)
 
 
 def test_what_a_retry_copies_keeps_its_loras_name(studio: Studio) -> None:

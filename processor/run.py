@@ -241,7 +241,11 @@ class _Loop:
         future.add_done_callback(lambda done: self._end(claim.lease.job_id, done))
 
     def _end(self, job_id: str, done: Future[Manifest | None]) -> None:
-        manifest = done.result()
+        # Whatever it was, the job's place is free again, and the job is one that was given back.
+        defect = done.exception()
+        if defect is not None:
+            log.error("job.defect", job_id=job_id, exc_info=defect)
+        manifest = None if defect else done.result()
         self._mornings.note([manifest] if manifest else [])
         with self._lock:
             del self._busy[job_id]

@@ -157,9 +157,9 @@ def _capabilities(capabilities: Capabilities) -> Iterator[Finding]:
             "ok",
             "large files",
             "go up in parts, and those that a killed runner had sent are billed until removed",
-            "A lifecycle rule on each of "
-            f"{', '.join((OUTPUTS, COMFY_MODELS, BASE_MODELS, DATASETS))} removes them (cancel unfinished "
-            "large files after 7 days); B2 takes no two rules for one file, so none for the whole bucket",
+            f"A lifecycle rule on each of {OUTPUTS}, {COMFY_MODELS}, {BASE_MODELS} and {DATASETS} removes "
+            "them (cancel unfinished large files after 7 days); B2 takes no two rules for one file, so none "
+            "for the whole bucket",
         )
     proven = "proven" if capabilities.put_if_absent else "not offered; leases need another place"
     yield Finding("ok", "put-if-absent", proven)

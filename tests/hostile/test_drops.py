@@ -77,7 +77,6 @@ def test_a_drop_with_the_name_of_a_report_is_kept_beside_it(bench: Bench, name: 
     assert bench.read(kept["error.json"])["outcome"] == "invalid"
 
 
-
 def _emitted(**job: Any) -> tuple[str, bytes]:
     """A job as the machine drops them: anyone who can write to the inbox can make one."""
     parent, name = job.get("inventory", "parent"), "forged"

@@ -220,7 +220,7 @@ def test_a_full_disk_takes_the_notes_and_no_job(clock: ManualClock, tmp_path: Pa
     """They only save waiting: jobs are claimed and released all the same, and it is said once."""
     leases = inheriting(MemoryLeases(), clock, tmp_path)
     leases._notes.close()
-    leases._notes = Path("/dev/full").open("w", encoding="utf-8")
+    leases._notes = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - `close` closes it
     with capture_logs() as logs:
         for nonce in ("a", "b"):
             lease = leases.acquire(JOB, nonce=nonce)

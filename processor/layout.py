@@ -34,6 +34,8 @@ STATE = "state/"
 AUTHORITY = "state/authority.json"
 SPEND = "state/spend/"
 OBJECT_INFO = "state/object_info.json"
+CLOCK = "state/clock"
+"""Written to learn what time it is where a folder-bucket's files are dated."""
 BESIDE = (
     *("tasks.csv", "tasks.jsonl", "contact-sheet.jpg"),
     *("sequence.webp", "sequence.gif", "sequence.mp4"),

@@ -1,7 +1,7 @@
 """Look at a drop before it is claimed: is it ready, is it ours, and what does it say?
 
 One GET answers all that, and the claim carries the answer along, so that nothing is read
-twice. Nothing is changed here.
+twice. Nothing in the inbox is changed here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal
 from processor.datasets import is_inventory_key
 from processor.errors import JobInvalid, NotFound
 from processor.inbox import Drop
-from processor.layout import emitted_job_id
+from processor.layout import CLOCK, emitted_job_id
 from processor.models import IngestJob, JobBase
 from processor.policy import Policy
 from processor.reading import read_job
-from processor.store import Store
+from processor.store import ObjectInfo, Store
 
 State = Literal["ready", "young", "later", "elsewhere", "superseded", "withdrawn"]
 """`ready` includes drops that can't become a job: they are claimed to be failed with a report.
@@ -48,7 +48,7 @@ def peek(store: Store, drop: Drop, *, policy: Policy, place: str, now: datetime)
 
     Raises:
         StoreError: it could not be read; absence is never inferred from that.
-    Cost: 1 request.
+    Cost: 1 request; 1 more for what is no job, on a folder.
     """
     limit = policy.max_job_bytes
     try:
@@ -66,8 +66,7 @@ def peek(store: Store, drop: Drop, *, policy: Policy, place: str, now: datetime)
         job = read_job(data, key=drop.key)
         _check_origin(job, drop)
     except JobInvalid as problem:
-        young = (now - info.modified).total_seconds() < policy.young_s
-        if young and not store.capabilities.atomic_put:
+        if not store.capabilities.atomic_put and _is_young(store, info, policy.young_s):
             return Peeked(drop, "young")
         return Peeked(drop, "ready", problem=problem)
     if job.where not in ("any", place):
@@ -75,6 +74,16 @@ def peek(store: Store, drop: Drop, *, policy: Policy, place: str, now: datetime)
     if job.not_before is not None and job.not_before > now:
         return Peeked(drop, "later", job)
     return Peeked(drop, "ready", job)
+
+
+def _is_young(store: Store, info: ObjectInfo, young_s: float) -> bool:
+    """Whether a file was written just now by the clock that dates files there.
+
+    A NAS's may be hours from ours: by ours, what is being written on it would look old, or be
+    young for hours. What is dated far ahead of it brought its date along, and is whole.
+    """
+    now = store.put(CLOCK, b"", media_type="text/plain").modified
+    return abs((now - info.modified).total_seconds()) < young_s
 
 
 def _check_origin(job: JobBase, drop: Drop) -> None:

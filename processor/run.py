@@ -151,17 +151,22 @@ class _Loop:
         """When the last look at the inbox began and ended."""
         self._mornings = Mornings(machine, announce=announcing(machine))
         self._reporting: Future[None] | None = None
+        self._sweeping: Future[None] | None = None
 
     def run(self, *, once: bool) -> RunReport:
         stop = self._machine.stop
-        with parallel.new_pool(self._concurrency, "dispatch") as pool:
+        # Chores have threads of their own: what is claimed starts at once, however long a sweep takes.
+        with (
+            parallel.new_pool(self._concurrency, "dispatch") as pool,
+            parallel.new_pool(2, "chores") as chores,
+        ):
             while not stop.is_set():
                 tick_report = self._claim(pool)
                 if once and self._finished(tick_report):
                     break
-                self._report_the_night(pool)
+                self._report_the_night(chores)
                 if not once:
-                    self._sweep_now_and_then(pool)
+                    self._sweep_now_and_then(chores)
                 self._wake.wait(self._pause_s(tick_report))
         if not stop.is_set() and self._report.problem is None:
             self._report.problem = self._why_left() if once else None
@@ -170,15 +175,15 @@ class _Loop:
                 self._mornings.tell_early()
         return self._report
 
-    def _report_the_night(self, pool: Executor) -> None:
+    def _report_the_night(self, chores: Executor) -> None:
         if self._mornings.due and (self._reporting is None or self._reporting.done()):
-            self._reporting = pool.submit(self._mornings.look)
+            self._reporting = chores.submit(self._mornings.look)
 
-    def _sweep_now_and_then(self, pool: Executor) -> None:
+    def _sweep_now_and_then(self, chores: Executor) -> None:
         now = self._machine.clock.monotonic()
-        if now >= self._sweep_at:
+        if now >= self._sweep_at and (self._sweeping is None or self._sweeping.done()):
             self._sweep_at = now + _SWEEP_EVERY_S
-            pool.submit(_sweep_quietly, self._machine)
+            self._sweeping = chores.submit(_sweep_quietly, self._machine)
 
     def _claim(self, pool: Executor) -> TickReport:
         """Fill up with jobs: of those that the last look found, or of those that a new one does."""
@@ -247,7 +252,11 @@ class _Loop:
         future.add_done_callback(lambda done: self._end(claim.lease.job_id, done))
 
     def _end(self, job_id: str, done: Future[Manifest | None]) -> None:
-        manifest = done.result()
+        # Whatever it was, the job's place is free again, and the job is one that was given back.
+        defect = done.exception()
+        if defect is not None:
+            log.error("job.defect", job_id=job_id, exc_info=defect)
+        manifest = None if defect else done.result()
         self._mornings.note([manifest] if manifest else [])
         with self._lock:
             del self._busy[job_id]

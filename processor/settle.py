@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from pathlib import PurePosixPath
 
@@ -16,6 +17,9 @@ from processor.report import error_json
 _MAX_NAME_BYTES = 700
 """A key has 1,024 bytes; the root prefix, the day and the job id need some."""
 _KEPT_NAME_BYTES = 200
+_OURS = re.compile(r"(drop-)*(error\.json|receipt\.json|report\.json|report\.txt)", re.IGNORECASE)
+"""What this machine itself writes beside a settled drop, in any case, for some file systems fold it;
+and what such names become, so that no two names become one."""
 
 
 def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool) -> None:
@@ -47,8 +51,10 @@ def settle(machine: Machine, drop: Drop, manifest: Manifest, *, cancelling: bool
 
 
 def kept_name(name: str) -> str:
-    """A drop's name in the folder where it settles: its own, or its end behind a hash where the
-    key would be longer than stores take."""
+    """A drop's name in the folder where it settles: its own, with a word before it where a report of
+    ours has that name, or its end behind a hash where the key would be longer than stores take."""
+    if _OURS.fullmatch(name):
+        return f"drop-{name}"
     data = name.encode()
     if len(data) <= _MAX_NAME_BYTES:
         return name

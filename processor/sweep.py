@@ -7,13 +7,14 @@ does not name. Where no manifest stands nothing is ever removed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 import structlog
 
 from processor.commit import standing
-from processor.errors import NotFound
+from processor.errors import NotFound, StoreError, VersionMismatch
 from processor.layout import (
     BESIDE,
     DONE,
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 _KEPT_BESIDE = ("attempt.json", "engine.log", "manifest.json")
 """Small files of the committed attempt that its manifest does not list."""
 _DAYS_BACK = 7
+_MAX_LEFT_OUT = 8
+"""Jobs of a day that may be impossible to sweep; at more it is the store that is out of reach."""
 _LAST_SWEPT = f"{STATE}swept.txt"
 
 
@@ -46,7 +49,8 @@ class SweepReport:
 def sweep(machine: Machine) -> SweepReport:
     """Sweep every settled day that is old enough and not swept yet.
 
-    A day is taken up again if it was cut off; days more than a week back are left alone.
+    A day is taken up again if it was cut off, by a stop or by a store out of reach; days more
+    than a week back are left alone.
 
     Cost: 2 requests if there is nothing to do; else per job of that day 1 for the
         manifest, 1 per 1,000 of its files, 1 per file removed, and its lease entries.
@@ -57,14 +61,28 @@ def sweep(machine: Machine) -> SweepReport:
     last = (now - timedelta(seconds=machine.policy.sweep_after_s) - timedelta(days=1)).date()
     first = max(_last_swept(machine) + timedelta(days=1), last - timedelta(days=_DAYS_BACK))
     day = first
-    while day <= last and not machine.stop.is_set():
-        for job_id in _settled_on(machine, day):
-            _sweep_job(machine, job_id, now, report)
+    while day <= last and _sweep_day(machine, day, now, report):
         machine.stores.main.put(_LAST_SWEPT, day.isoformat().encode(), media_type="text/plain")
         day += timedelta(days=1)
     if report.removed:
         log.info("sweep", jobs=report.jobs, removed=report.removed)
     return report
+
+
+def _sweep_day(machine: Machine, day: date, now: datetime, report: SweepReport) -> bool:
+    """Whether it came to the day's end. A job that can't be swept is left out, and the log names it."""
+    left_out = 0
+    for job_id in _settled_on(machine, day):
+        if machine.stop.is_set():
+            return False
+        try:
+            _sweep_job(machine, job_id, now, report)
+        except StoreError as error:
+            left_out += 1
+            if left_out > _MAX_LEFT_OUT:
+                raise
+            log.warning("sweep.left_out", job_id=job_id, why=str(error))
+    return not machine.stop.is_set()
 
 
 def _sweep_job(machine: Machine, job_id: str, now: datetime, report: SweepReport) -> None:
@@ -79,8 +97,11 @@ def _sweep_job(machine: Machine, job_id: str, now: datetime, report: SweepReport
         for item in page.objects:
             if item.key in named:
                 continue
-            store.delete(item.key, version=item.version or store.stat(item.key).version)
-            report.removed += 1
+            if machine.stop.is_set():
+                return
+            with suppress(NotFound, VersionMismatch):  # another runner sweeps, too
+                store.delete(item.key, version=item.version or store.stat(item.key).version)
+                report.removed += 1
     machine.leases.forget(job_id)
 
 

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from processor.config import KEY_VARIABLES, Settings, credentials, resolve_handlers, unknown_variables
 from processor.errors import AccessDenied, DropbatchError, NotFound, StoreError
-from processor.layout import INBOX, STATE, WORKFLOWS
+from processor.layout import (
+    BASE_MODELS,
+    COMFY_MODELS,
+    DATASETS,
+    INBOX,
+    OUTPUTS,
+    STATE,
+    WORKFLOWS,
+)
 from processor.redact import redact
 from processor.store import Store, read_bytes
 
@@ -144,6 +152,15 @@ def _capabilities(capabilities: Capabilities) -> Iterator[Finding]:
             None
             if not capabilities.atomic_put
             else "Don't overwrite a drop that still waits; `dropbatch drop` uses a new name each time",
+        )
+    if capabilities.atomic_put:
+        yield Finding(
+            "ok",
+            "large files",
+            "go up in parts, and those that a killed runner had sent are billed until removed",
+            f"A lifecycle rule on each of {OUTPUTS}, {COMFY_MODELS}, {BASE_MODELS} and {DATASETS} removes "
+            "them (cancel unfinished large files after 7 days); B2 takes no two rules for one file, so none "
+            "for the whole bucket",
         )
     proven = "proven" if capabilities.put_if_absent else "not offered; leases need another place"
     yield Finding("ok", "put-if-absent", proven)

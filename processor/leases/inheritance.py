@@ -11,13 +11,18 @@ import fcntl
 import json
 import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
+import structlog
+
 from processor.clock import Clock
 from processor.leases.lease import Lease, Leases
 from processor.leases.protocol import LeaseStore
+
+log = structlog.get_logger(__name__)
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 """The end of a dead runner's lease: nobody may take it for one that still holds."""
@@ -36,6 +41,7 @@ class InheritedLeases(Leases):
         super().__init__(store, clock, lease_s=lease_s, margin_s=margin_s)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._said = False
         # What a job's dead holders had or asked for; which of them has it, the lease store knows.
         self._left = _take_over(folder)
         self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}.jsonl"
@@ -65,33 +71,54 @@ class InheritedLeases(Leases):
 
     def close(self) -> None:
         """End on purpose: what is still held runs out by itself."""
-        self._notes.close()
+        with suppress(OSError):  # what could not be written before can't be now
+            self._notes.close()
         self._path.unlink(missing_ok=True)
 
     def _hold(self, job_id: str, epoch: int, nonce: str) -> None:
         self._note({"job": job_id, "epoch": epoch, "nonce": nonce})
 
     def _note(self, note: dict[str, object]) -> None:
+        """Notes only save waiting, should we die: a disk that takes none must not end a job."""
         with self._lock:
-            self._notes.write(json.dumps(note) + "\n")
-            self._notes.flush()
+            try:
+                self._notes.write(json.dumps(note) + "\n")
+                self._notes.flush()
+            except OSError as error:
+                if not self._said:
+                    self._said = True
+                    log.warning("lease.not_noted", path=str(self._path), why=str(error))
 
 
 def _open_locked(path: Path) -> IO[str]:
-    notes = path.open("a", encoding="utf-8")
-    fcntl.flock(notes, fcntl.LOCK_EX)
-    return notes
+    while True:
+        notes = path.open("a", encoding="utf-8")
+        fcntl.flock(notes, fcntl.LOCK_EX)
+        if _stands(notes):
+            return notes
+        notes.close()  # before it was locked, a runner that starts as we do took it for a dead one's
+
+
+def _stands(notes: IO[str]) -> bool:
+    """Whether an open file still has its name."""
+    return os.fstat(notes.fileno()).st_nlink > 0
 
 
 def _take_over(folder: Path) -> dict[str, list[Lease]]:
     """What dead runners left, by job id, the latest last; taken once: their files are removed."""
     left: dict[str, list[Lease]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        with path.open("r", encoding="utf-8") as notes:
+        try:
+            notes = path.open("r", encoding="utf-8")
+        except OSError:
+            continue  # taken over by a runner that starts as we do, or another user's
+        with notes:
             try:
                 fcntl.flock(notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue  # its runner is alive
+            if not _stands(notes):
+                continue  # taken over before we had the lock
             for line in notes:
                 _apply(left, line)
             path.unlink(missing_ok=True)

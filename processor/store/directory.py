@@ -29,6 +29,8 @@ KEPT_LEVELS: Final = 2
 """Folders that stay when their last file goes: people drop into `inbox/nightly/` again."""
 _CHUNK_BYTES: Final = 1 << 20
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM})
+"""What a file or folder answers that this user may not read."""
 
 
 class DirectoryStore:
@@ -191,10 +193,8 @@ def _walk(folder: int, at: str, rest: str, start_after: str) -> Iterator[ObjectI
             try:
                 below = os.open(name[:-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             except OSError as error:
-                # Gone since, or not ours to read: one such folder must not stop the scan.
-                if error.errno in NOT_THERE or error.errno in (errno.EACCES, errno.EPERM):
-                    continue
-                raise explain(error, key) from error
+                _pass_over(error, key)
+                continue
             try:
                 yield from _walk(below, key, "", start_after)
             finally:
@@ -202,25 +202,39 @@ def _walk(folder: int, at: str, rest: str, start_after: str) -> Iterator[ObjectI
         elif key > start_after:
             try:
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError:
+            except OSError as error:
+                _pass_over(error, key)
                 continue
             if stat.S_ISREG(found.st_mode):
                 yield _describe(key, found, version="")
 
 
+def _pass_over(error: OSError, key: str) -> None:
+    """What is gone since, or not ours to look at, must not stop the scan; anything else does."""
+    if error.errno not in NOT_THERE and error.errno not in _NOT_OURS:
+        raise explain(error, key) from error
+
+
 def _names(folder: int, at: str, rest: str) -> list[str]:
     """The files and folders in one folder; folders end with a slash, which sorts them as
     the keys below them sort: `a-b` and `a.b` before `a/b`."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink() or (not at and entry.name == OWN):
-                continue
-            name = entry.name + "/" if entry.is_dir() else entry.name
-            if name.startswith(rest) and _is_key(at + entry.name):
-                names.append(name)
-    names.sort()
-    return names
+    try:
+        with os.scandir(folder) as entries:
+            found = [_name(entry, at) for entry in entries if entry.name.startswith(rest)]
+    except OSError as error:
+        _pass_over(error, at)
+        return []
+    return sorted(name for name in found if name)
+
+
+def _name(entry: os.DirEntry[str], at: str) -> str | None:
+    if (not at and entry.name == OWN) or not _is_key(at + entry.name):
+        return None
+    try:
+        return None if entry.is_symlink() else entry.name + "/" * entry.is_dir()
+    except OSError as error:  # some file systems tell the kind only when asked for it
+        _pass_over(error, at + entry.name)
+        return None
 
 
 def _is_key(key: str) -> bool:
@@ -257,7 +271,7 @@ def _reading(key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in NOT_THERE:
             raise NotFound("there is no such file", where=key) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
+        if error.errno in _NOT_OURS:
             raise AccessDenied("this user may not read the file", where=key) from error
         raise explain(error, key) from error
 

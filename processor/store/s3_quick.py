@@ -89,7 +89,10 @@ class QuickClient:
             written = self._client.put(key, body, attributes=attributes, use_multipart=False)
             return _with_version({}, written["version"])
 
-        return self._attempt("put", put)
+        try:
+            return self._attempt("put", put)
+        except FileNotFoundError:
+            return None  # no such bucket: boto3 hears which
 
     def get(self, key: str, version: str | None, *, head: bool = False) -> Reply | None:
         """Open an object, or with `head` only describe it.
@@ -148,7 +151,7 @@ class QuickClient:
             return request()
         except FileNotFoundError:
             raise
-        except (BaseError, OSError):
+        except (BaseError, OSError, ValueError):  # it raises Python's own kinds, too
             self._again_at[kind] = time.monotonic() + _REST_S
             return None
 

@@ -67,6 +67,16 @@ def test_a_shortened_name_keeps_its_end_and_its_difference() -> None:
     assert kept_name("a.json") == "a.json"
 
 
+@pytest.mark.parametrize("name", ["error.json", "ERROR.json", "receipt.json", "drop-error.json"])
+def test_a_drop_with_the_name_of_a_report_is_kept_beside_it(bench: Bench, name: str) -> None:
+    """On a folder that folds case as in a bucket."""
+    bench.drop(JUNK, f"inbox/jobs/{name}")
+    finish(bench)
+    kept = {key.rpartition("/")[2]: key for key in bench.keys("failed/")}
+    assert set(kept) == {"error.json", f"drop-{name}"}
+    assert bench.read(kept["error.json"])["outcome"] == "invalid"
+
+
 def _emitted(**job: Any) -> tuple[str, bytes]:
     """A job as the machine drops them: anyone who can write to the inbox can make one."""
     parent, name = job.get("inventory", "parent"), "forged"

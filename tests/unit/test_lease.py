@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
+from structlog.testing import capture_logs
 
 from processor.clock import SystemClock
 from processor.errors import ForeignAuthority, LeaseLost, StoreUnavailable
@@ -174,6 +177,57 @@ def test_a_torn_note_is_no_obstacle(clock: ManualClock, tmp_path: Path) -> None:
     leases = inheriting(MemoryLeases(), clock, tmp_path)
     assert leases.acquire("x", nonce="b") is not None
     leases.close()
+
+
+def test_runners_that_start_together_after_one_died(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another takes over between our look and our opening it is neither missed nor inherited twice."""
+    dead = [tmp_path / f"{number}-dead.jsonl" for number in range(2)]
+    for path in dead:
+        path.write_text('{"job": "x", "epoch": 1, "nonce": "a"}\n')
+    locked = fcntl.flock
+
+    def overtaken(notes: IO[str], how: int) -> None:
+        locked(notes, how)
+        for path in dead:  # the other has read and removed them meanwhile
+            path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    leases = inheriting(MemoryLeases(), clock, tmp_path)
+    assert not leases._left
+    leases.close()
+
+
+def test_new_notes_that_another_took_for_a_dead_runners(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found them before they were locked, and removed them; then they are begun again."""
+    locked, times = fcntl.flock, iter(range(9))
+
+    def overtaken(notes: IO[str], how: int) -> None:
+        if next(times) == 0:
+            Path(notes.name).unlink()
+        locked(notes, how)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    leases = inheriting(MemoryLeases(), clock, tmp_path)
+    assert leases._path.exists()
+    leases.close()
+
+
+def test_a_full_disk_takes_the_notes_and_no_job(clock: ManualClock, tmp_path: Path) -> None:
+    """They only save waiting: jobs are claimed and released all the same, and it is said once."""
+    leases = inheriting(MemoryLeases(), clock, tmp_path)
+    leases._notes.close()
+    leases._notes = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+    with capture_logs() as logs:
+        for nonce in ("a", "b"):
+            lease = leases.acquire(JOB, nonce=nonce)
+            assert lease is not None
+            leases.release(lease)
+        leases.close()
+    assert [line["event"] for line in logs] == ["lease.not_noted"]
 
 
 def authority(store: MemoryStore, leases: MemoryLeases, clock: ManualClock, name: str) -> Authority:

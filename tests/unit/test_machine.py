@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -308,6 +309,29 @@ def test_a_runner_that_stays_looks_ever_more_rarely_where_it_is_refused(tmp_path
     run(machine, wake=wake, on_tick=not_for_ever)
     machine.close()
     assert wake.waited_s[:9] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_defect_at_a_jobs_end_does_not_keep_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would wait for ever for a job that has ended long since."""
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file))
+    bench.drop(JOB)
+    machine = bench.machine()
+
+    def release(_: object) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    class Passing(Wake):
+        def wait(self, timeout_s: float) -> None:
+            super().wait(0.1)
+            bench.clock.advance(timeout_s)
+
+    monkeypatch.setattr(machine.leases, "release", release)
+    report = run(machine, once=True, concurrency=1, wake=Passing())
+    machine.close()
+    assert report.given_back == 1
+    assert [manifest["outcome"] for manifest in bench.manifests()] == ["done"]
 
 
 def runners_die(bench: Bench, times: int) -> None:

@@ -177,6 +177,7 @@ def test_doctor_of_a_b2_bucket(
     assert result.code == 0, result.json
     assert found["key"]["what"] == "from DROPBATCH_KEY_ID"
     assert found["versions"]["what"].startswith("every drop keeps its version")
+    assert "comfy_outputs/" in found["large files"]["mend"]
     assert "not offered" in found["put-if-absent"]["what"]
     assert found["missing keys"]["state"] == "warn"
     assert SECRET not in result.out + result.err

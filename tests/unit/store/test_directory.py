@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,16 +195,42 @@ class TestOddTrees:
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_what_may_not_be_read(self, store: DirectoryStore, root: Path) -> None:
         """A closed folder doesn't stop the scan; a closed file is denied, not absent."""
-        store.put("closed/k", b"")
-        store.put("open/k", b"")
+        for key in ("closed/k", "names-only/k", "names-only/below/k", "open/k"):
+            store.put(key, b"")
         (root / "closed").chmod(0)
+        (root / "names-only").chmod(0o444)
         (root / "open/k").chmod(0)
         try:
             assert keys(store) == ["open/k"]
             with pytest.raises(AccessDenied):
                 store.get("open/k")
         finally:
-            (root / "closed").chmod(0o755)
+            for name in ("closed", "names-only"):
+                (root / name).chmod(0o755)
+
+    @pytest.mark.parametrize("call", ["stat", "scandir"])
+    def test_what_may_not_be_looked_at(
+        self, store: DirectoryStore, root: Path, call: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Is passed over; a disk that fails is no empty folder."""
+        store.put("a/k", b"")
+        store.put("b/k", b"")
+        real, shut = getattr(os, call), (root / "b").stat().st_ino
+
+        def failing_with(number: int) -> Callable[..., Any]:
+            def fail(what: str | int, **where: Any) -> Any:
+                folder = what if isinstance(what, int) else where.get("dir_fd")
+                if folder is not None and os.fstat(folder).st_ino == shut:
+                    raise OSError(number, os.strerror(number))
+                return real(what, **where)
+
+            return fail
+
+        monkeypatch.setattr(os, call, failing_with(errno.EACCES))
+        assert keys(store) == ["a/k"]
+        monkeypatch.setattr(os, call, failing_with(errno.EIO))
+        with pytest.raises(StoreUnavailable):
+            keys(store)
 
 
 class TestWriting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,6 +22,9 @@ B2_CAPABILITIES = Capabilities(versions=True, put_if_absent=False, missing_is_40
 PLAIN = replace(B2_CAPABILITIES, versions=False)
 BIG = bytes(range(256)) * 40_000
 """Ten megabytes: more than one piece."""
+OPERATIONS = ("GetObject", "HeadObject", "PutObject", "DeleteObjects")
+LATE = (Kind.SLOW, Kind.TRUNCATED)
+"""These are answered, after all, as far as a reply has no body."""
 
 
 @pytest.fixture
@@ -56,18 +60,36 @@ def test_a_download_that_breaks_off_goes_on(store: S3Store, b2: B2Like) -> None:
     assert b2.counts["GetObject"] == 2
 
 
-def test_a_wrong_bucket_is_no_absent_object(b2: B2Like) -> None:
-    """A missing bucket answers 404 as well; boto3 hears which it is."""
+@pytest.mark.parametrize("versions", [True, False])
+def test_a_wrong_bucket_is_no_absent_object(b2: B2Like, versions: bool) -> None:
+    """A missing bucket answers 404 as well; boto3 hears which it is, where a reply has a body."""
     wrong = S3Store(
         "no-such-bucket",
         endpoint_url=b2.url,
         key_id=KEY_ID,
         secret=SECRET,
-        capabilities=Capabilities(versions=True, put_if_absent=False),
+        capabilities=Capabilities(versions=versions, put_if_absent=False),
     )
-    with pytest.raises(AccessDenied, match="no such bucket"):
-        wrong.get("a")
+    for asked in (lambda: wrong.get("a"), lambda: wrong.put("a", b"x")):
+        with pytest.raises(AccessDenied, match="no such bucket"):
+            asked()
     wrong.close()
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_whatever_fails_is_left_to_boto3(store: S3Store, b2: B2Like, kind: Kind) -> None:
+    """None of the client's own exceptions comes out, nor those of Python's that it raises."""
+    store.put("k", b"there")
+    quick = store._quick
+    assert quick is not None
+    b2.add(*(Fault(operation, kind, times=-1) for operation in OPERATIONS))
+    got = quick.get("k", None)
+    if got is not None:
+        with suppress(OSError):  # the one kind that a reader of a body expects
+            got["Body"].read(9)
+    assert quick.get("k", None, head=True) is None or kind in LATE
+    assert quick.put("k", b"x", media_type="text/plain") is None or kind in LATE
+    assert quick.delete("k") is False or kind in LATE
 
 
 def test_a_missing_object_is_absent_at_once(moto: SerialMotoServer) -> None:

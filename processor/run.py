@@ -319,7 +319,7 @@ class _Loop:
         if self._last is None or not self._last.unclaimed:
             return None
         jobs = plural(self._last.unclaimed, "job")
-        return f"{jobs} could not be claimed and are left in the inbox: {self._last.why_not}"
+        return f"{jobs} left in the inbox that could not be claimed: {self._last.why_not}"
 
     def _finished(self, report: TickReport) -> bool:
         with self._lock:

@@ -98,6 +98,8 @@ def _convert(file: LocalFile, output: Output, target: Path) -> LocalFile | None:
     """The still picture in the wanted format; None where it is none, or has it already."""
     from PIL import Image, UnidentifiedImageError  # late: only workers that make pictures need it
 
+    from processor.contact_sheet import is_deep
+
     wanted = f"image/{output.format}"
     if not file.media_type.startswith("image/") or file.media_type in (wanted, "image/svg+xml"):
         return None
@@ -105,6 +107,10 @@ def _convert(file: LocalFile, output: Output, target: Path) -> LocalFile | None:
     try:
         with Image.open(file.path) as image:
             if getattr(image, "is_animated", False):
+                return None
+            if is_deep(image):
+                # A depth map of 16 bits is data: in 8 bits it would be another one.
+                log.info("output.not_converted", name=file.name, why=f"8 bits don't hold {image.mode}")
                 return None
             _save(image, target, output)
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

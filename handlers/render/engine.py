@@ -20,6 +20,7 @@ from handlers.render.inputplace import InputPlace, LocalInputs, UploadedInputs
 from handlers.render.outputplace import KeptOutputs
 from handlers.render.server import Server
 from handlers.render.settings import RenderSettings
+from handlers.render.turns import Turns
 from processor.clock import Clock
 from processor.errors import TaskFailed
 from processor.models import Scalar
@@ -38,6 +39,7 @@ class Engine:
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
     outputs: KeptOutputs = field(default_factory=KeptOutputs)
+    turns: Turns = field(default_factory=Turns)
     used: bool = False
     broken: bool = False
     """To be replaced before anything else runs on it."""

@@ -6,7 +6,7 @@ A graph is what ComfyUI's "Export (API)" writes: node id → `{"class_type", "in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -141,6 +141,22 @@ def title_of(graph: Graph, node_id: str) -> str:
         return node_id
     title = node.get("_meta", {}).get("title")
     return str(title or node["class_type"])
+
+
+def owner_of(graph: Graph, node_id: str, owners: Mapping[str, str] | None = None) -> str:
+    """The node of this graph that a node of the engine's stands for; its own id if none is known.
+
+    A loop, or a node that expands into others, runs as nodes that the graph does not have,
+    `7.0.0.2` for one of node 7's.
+
+    Args:
+        owners: what the engine says, where it does.
+    """
+    known = (owners or {}).get(node_id, node_id)
+    found = known
+    while found not in graph and "." in found:
+        found = found.rpartition(".")[0]
+    return found if found in graph else known
 
 
 def describe(graph: Graph, node_id: str) -> str:

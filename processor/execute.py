@@ -247,6 +247,7 @@ _NOT_WORTH_KEEPING = frozenset(
         ErrorKind.CRASHED,
         ErrorKind.TIMED_OUT,
         ErrorKind.UNAVAILABLE,
+        ErrorKind.NO_ENGINE,
         ErrorKind.PREEMPTED,
         ErrorKind.INTERNAL,
         ErrorKind.CANCELLED,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from processor.dispatch import process
-from processor.errors import ErrorKind
+from processor.errors import ErrorKind, TaskFailed
 from processor.handler import PlanContext, TaskContext, TaskOutput, Work
 from processor.models import JobBase
 from processor.records import InputFile, Plan, Task
@@ -136,3 +136,28 @@ def test_a_task_gets_the_files_it_names_and_no_others() -> None:
     ]
     inputs = TaskInputs(Plan(job_id="j", kind="render", shared=shared, tasks=tasks, inputs=files))
     assert [[file.name for file in inputs.of(task)] for task in tasks] == [["4.png", "1.png"], ["4.png"]]
+
+
+def test_a_job_without_an_engine_waits_and_no_attempt_counts(tmp_path: Path) -> None:
+    """ComfyUI is switched on later than the runner; what was finished before it went is kept."""
+    away = 5
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        nonlocal away
+        if work.task.index == 1 and away:
+            away -= 1
+            raise TaskFailed(ErrorKind.NO_ENGINE, "nobody is there")
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1), clock=ManualClock())
+    bench.drop({"workflow": "noop", "overrides": {"tasks": 3}, "max_attempts": 1})
+    machine = bench.machine()
+    for left in (4, 3, 2, 1, 0):
+        (claim,) = tick(machine, capacity=1).claims
+        assert process(machine, claim) is None
+        assert away == left
+    run(machine, once=True)
+    machine.close()
+    (manifest,) = bench.manifests()
+    assert manifest["outcome"] == "done"
+    assert [task["attempt"][0] for task in manifest["tasks"][:2]] == ["1", "6"]

@@ -40,7 +40,8 @@ def checkout(root: Path) -> Path:
 
 
 def main() -> int:
-    things = _node("ThingLoader", {"image": link("IMAGE"), "thing": _Things([])}, ("IMAGE",), _pass_on)
+    inputs = {"image": link("IMAGE"), "thing": _Things([])}
+    things = _node("ThingLoader", inputs, ("IMAGE",), _pass_on, module="nodes")
     names = [path.name for path in Path("custom_nodes").iterdir()]
     added = [_node(name, {"image": link("IMAGE")}, ("IMAGE",), _pass_on) for name in names]
     NODES.update({node.name: node for node in (things, *added, STAMP, LATEST)})
@@ -64,8 +65,16 @@ def _pass_on(_ctx: object, *, image: Batch, **_: Any) -> Output:
     return Output((image,))
 
 
-def _node(name: str, inputs: dict[str, Input], outputs: tuple[str, ...], run: Any, **more: Any) -> Node:
-    return Node(name, name, "tests", "custom_nodes.tests", inputs, outputs, run, **more)
+def _node(
+    name: str,
+    inputs: dict[str, Input],
+    outputs: tuple[str, ...],
+    run: Any,
+    *,
+    module: str = "custom_nodes.tests",
+    **more: Any,
+) -> Node:
+    return Node(name, name, "tests", module, inputs, outputs, run, **more)
 
 
 STAMP = _node("Stamp", {"image": link("IMAGE"), "word": choice("a", "b")}, (), stamp, is_output=True)

@@ -191,6 +191,14 @@ class TestBeside:
         with bench.main.get(folder + "index.html") as download:
             assert b'href="tasks.csv"' in download.body.read()
 
+    def test_a_job_that_only_says_something_has_its_page(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, ScriptedHandler(lambda *_: TaskOutput([], 0.0, data={"Caption": "a cat"})))
+        bench.drop({"workflow": "noop"})
+        machine = bench.machine()
+        run(machine, once=True)
+        machine.close()
+        assert [key for key in bench.keys("comfy_outputs/") if key.endswith("/index.html")]
+
     def test_names_and_formats_are_in_the_manifest(self, tmp_path: Path) -> None:
         bench = finish(tmp_path, output={"name": "{task}", "format": "webp"})
         (manifest,) = bench.manifests()
@@ -239,6 +247,18 @@ class TestBeside:
         (value,) = finish(tmp_path).manifests()
         value["tasks"][0]["params"] = {"prompt": "=HYPERLINK(1)"}
         assert b"'=HYPERLINK(1)" in tasks_csv(Manifest.model_validate(value))
+
+    def test_no_two_columns_share_a_name(self, tmp_path: Path) -> None:
+        """A seed among the parameters is the task's; another parameter keeps its own column."""
+        from processor.records import Manifest
+        from processor.task_table import tasks_csv
+
+        (value,) = finish(tmp_path).manifests()
+        for task in value["tasks"]:
+            task["seed"], task["params"] = 5, {"seed": 5, "files": "x"}
+        head = tasks_csv(Manifest.model_validate(value)).decode("utf-8-sig").split("\r\n")[0].split(",")
+        assert head[:4] == ["task", "status", "seed", "param.files"]
+        assert len(set(head)) == len(head)
 
 
 def test_a_sequence_as_mp4_plays() -> None:

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import ValidationError
 
-from processor.errors import ConfigError, NotFound, TooLarge
+from processor.errors import StoreError
 from processor.gallery import shown_as_of, spell
 from processor.layout import beside_key
 from processor.models import Output
 from processor.parallel import each
 from processor.records import Manifest, OutputFile, TaskResult
-from processor.store import Store, read_bytes
+from processor.store import Store
 from processor.task_table import tasks_csv, tasks_jsonl
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from processor.machine import Machine
 
 log = structlog.get_logger(__name__)
@@ -52,8 +55,10 @@ def _ornament(
 ) -> None:
     try:
         data = make()
-    except (ConfigError, ValueError, OSError, MemoryError) as error:
-        log.warning("ornament.not_made", job_id=manifest.job_id, name=name, why=str(error))
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 - else the drop would stay, and all its effects be done again for ever
+        log.warning("ornament.not_made", job_id=manifest.job_id, name=name, why=str(error) or repr(error))
         return
     if data is not None:
         _put(store, manifest, name, data, media_type)
@@ -64,20 +69,21 @@ def _put(store: Store, manifest: Manifest, name: str, data: bytes, media_type: s
 
 
 def _sheet(store: Store, manifest: Manifest) -> bytes | None:
-    from processor.contact_sheet import MAX_PICTURES, contact_sheet  # late: it needs Pillow
+    from processor.contact_sheet import CELL, MAX_PICTURES, contact_sheet  # late: it needs Pillow
 
     chosen = _pictures(manifest)[:MAX_PICTURES]
     captions = [_caption(result) for result, _ in chosen]
-    read = _read(store, [file for _, file in chosen])
+    read = _thumbnails(store, [file for _, file in chosen], CELL)
     return contact_sheet(zip(captions, read, strict=True))
 
 
 def _sequence(store: Store, manifest: Manifest, output: Output) -> bytes | None:
-    from processor.sequence import MAX_FRAMES, sequence  # late: it needs Pillow
+    from processor.sequence import MAX_FRAMES, frame_side, sequence  # late: it needs Pillow
 
     firsts = {result.index: file for result, file in reversed(_pictures(manifest))}
     files = [firsts[index] for index in sorted(firsts)][:MAX_FRAMES]
-    return sequence(_read(store, files), len(files), kind=output.sequence or "webp", fps=output.fps)
+    read = _thumbnails(store, files, frame_side(len(files)))
+    return sequence(read, kind=output.sequence or "webp", fps=output.fps)
 
 
 def _pictures(manifest: Manifest) -> list[tuple[TaskResult, OutputFile]]:
@@ -95,18 +101,19 @@ def _caption(result: TaskResult) -> str:
     return ", ".join((f"{result.index}", *params))
 
 
-def _read(store: Store, files: list[OutputFile]) -> Iterator[bytes]:
-    from processor.contact_sheet import MAX_PICTURE_BYTES
+def _thumbnails(store: Store, files: list[OutputFile], side: int) -> Iterator[Image.Image | None]:
+    from processor.contact_sheet import READERS, stored_thumbnail
 
-    def read(file: OutputFile) -> bytes:
-        try:
-            return read_bytes(store, file.key, limit_bytes=MAX_PICTURE_BYTES)
-        except (NotFound, TooLarge):
-            return b""
+    def read(file: OutputFile) -> Image.Image | None:
+        return stored_thumbnail(store, file.key, side)
 
-    return (data for _, data in each(read, files))
+    return (small for _, small in each(read, files, threads=READERS))
 
 
 def _output(manifest: Manifest) -> Output | None:
     given = (manifest.job or {}).get("output")
-    return Output.model_validate(given) if given else None
+    try:
+        return Output.model_validate(given) if given else None
+    except ValidationError as error:  # dropped under other rules than today's
+        log.warning("ornament.not_made", job_id=manifest.job_id, name="output", why=str(error))
+        return None

@@ -183,7 +183,8 @@ class Settings(BaseSettings):
     )
     comfyui_url: HttpUrl | None = Field(
         default=None,
-        description="A running ComfyUI to use, e.g. `http://127.0.0.1:8188`. Also `COMFYUI_URL`.",
+        description="A running ComfyUI to use, e.g. `http://127.0.0.1:8188`; while it is off, jobs wait. "
+        "Also `COMFYUI_URL`.",
     )
     comfyui_dir: Path | None = Field(
         default=None, description="A ComfyUI checkout to start and supervise. Also `COMFYUI_DIR`."

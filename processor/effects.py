@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from processor.beside import beside
 from processor.dropping import drop
-from processor.gallery import render_gallery
+from processor.gallery import render_gallery, shown_texts
 from processor.ingestion import ingested
 from processor.layout import gallery_key
 from processor.machine import Machine
@@ -28,7 +28,9 @@ _JOBS = TypeAdapter(list[Job])
 
 def gallery(machine: Machine, manifest: Manifest) -> None:
     """Write `index.html` beside the manifest. Cost: 1 request, none where nothing is to be seen."""
-    if manifest.error is None and not any(result.files or result.error for result in manifest.tasks):
+    if manifest.error is None and not any(
+        result.files or result.error or shown_texts(manifest, result) for result in manifest.tasks
+    ):
         return
     page = render_gallery(manifest).encode()
     machine.stores.main.put(gallery_key(manifest.job_id), page, media_type="text/html; charset=utf-8")

@@ -113,6 +113,9 @@ class ErrorKind(StrEnum):
     TIMED_OUT = "timed_out"
     UNAVAILABLE = "unavailable"
     """A 5xx, a connection refused, a store that does not answer."""
+    NO_ENGINE = "no_engine"
+    """What tasks run on is not there, for as long as was waited for it. Nothing is wrong with the task:
+    its job is given back, and waits."""
     PREEMPTED = "preempted"
     INTERNAL = "internal"
     """Our own defect: an exception nobody translated."""

@@ -167,6 +167,12 @@ def upload(store: Store, prefix: str, file: LocalFile) -> OutputFile:
     )
 
 
+def record(store: Store, job_id: str, result: TaskResult) -> None:
+    """Write a task's result, its files being there, where a later attempt may adopt it. Cost: 1 request."""
+    key = result_key(job_id, result.attempt, result.index, result.execution)
+    store.put(key, dump(result), media_type="application/json")
+
+
 class Watchdog:
     """Sets the stop of whatever runs past its deadline. One thread for all."""
 
@@ -233,9 +239,8 @@ def _recorded(store: Store, work: Work, result: TaskResult) -> TaskResult:
     """Write `result.json` where a later attempt may adopt it."""
     if result.error is not None and result.error.kind in _NOT_WORTH_KEEPING:
         return result
-    key = result_key(work.job_id, work.attempt, work.task.index, result.execution)
     try:
-        store.put(key, dump(result), media_type="application/json")
+        record(store, work.job_id, result)
     except StoreError as failure:
         return result.model_copy(update={"status": "failed", "files": [], "error": error_report(failure)})
     return result
@@ -247,6 +252,7 @@ _NOT_WORTH_KEEPING = frozenset(
         ErrorKind.CRASHED,
         ErrorKind.TIMED_OUT,
         ErrorKind.UNAVAILABLE,
+        ErrorKind.NO_ENGINE,
         ErrorKind.PREEMPTED,
         ErrorKind.INTERNAL,
         ErrorKind.CANCELLED,

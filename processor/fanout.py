@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from processor.errors import ErrorKind, NotFound, StoreUnavailable
 from processor.events import TaskFinished
@@ -23,6 +24,7 @@ from processor.layout import cancel_key
 from processor.machine import Machine
 from processor.models import JobBase, RenderJob, Scalar
 from processor.records import ErrorReport, Plan, Task, TaskResult
+from processor.report import error_line
 from processor.retry import decide
 from processor.task_inputs import TaskInputs
 
@@ -78,7 +80,8 @@ class FanOut:
         Args:
             done: results that need no execution, by task index.
         Raises:
-            Interrupted: the machine is stopping; what finished is recorded for adoption.
+            Interrupted: the machine is stopping, or has no engine just now; what finished is recorded
+                for adoption.
             LeaseLost, ForeignAuthority: nothing more was started after it was noticed.
         """
         out = FanOutResult(dict(done))
@@ -108,6 +111,7 @@ class FanOut:
             execution = run.next(self._wait_s())
             if execution is not None:
                 self._outstanding -= 1
+                self._check_engine(run, execution.result)
                 self._take(execution, out)
 
     def _submit(self, run: Run, out: FanOutResult) -> None:
@@ -213,8 +217,15 @@ class FanOut:
         run.cancel(ErrorKind.CANCELLED)
 
     def _check_stop(self, run: Run) -> None:
-        if not self._machine.stop.is_set():
-            return
+        if self._machine.stop.is_set():
+            self._give_back(run, "this runner was stopped")
+
+    def _check_engine(self, run: Run, result: TaskResult) -> None:
+        if result.error and result.error.kind is ErrorKind.NO_ENGINE and not self._cancelled:
+            self._charge(result)
+            self._give_back(run, str(error_line(result.error)))
+
+    def _give_back(self, run: Run, why: str) -> NoReturn:
         run.cancel(ErrorKind.PREEMPTED)
         clock, policy = self._machine.clock, self._machine.policy
         until = clock.monotonic() + policy.stop_grace_s
@@ -223,7 +234,7 @@ class FanOut:
             if (execution := run.next(left_s)) is not None:
                 self._outstanding -= 1
                 self._charge(execution.result)
-        raise Interrupted("this runner was stopped")
+        raise Interrupted(why)
 
     @property
     def _spender(self) -> tuple[str, str]:

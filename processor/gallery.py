@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import jinja2
@@ -119,7 +119,7 @@ def render_gallery(manifest: Manifest) -> str:
         "common": [(name, spell(value)) for name, value in common.items()],
         "density": _density(len(results), columns),
         "at_once": _AT_ONCE,
-        "cards": [_card(manifest.job_id, result, common) for result in results],
+        "cards": [_card(manifest, result, common) for result in results],
         "beside": beside_names(manifest),
         "source": manifest.drop.key,
         "training": manifest.kind == "train" and bool(results),
@@ -187,8 +187,9 @@ def _facts(manifest: Manifest, total: int) -> list[tuple[str, str]]:
     return facts
 
 
-def _card(job_id: str, result: TaskResult, common: dict[str, Scalar]) -> Card:
+def _card(manifest: Manifest, result: TaskResult, common: dict[str, Scalar]) -> Card:
     tiles, links = [], []
+    job_id = manifest.job_id
     for file in result.files:
         href, shown_as = file_href(job_id, file.key), shown_as_of(file)
         if href and shown_as:
@@ -207,7 +208,7 @@ def _card(job_id: str, result: TaskResult, common: dict[str, Scalar]) -> Card:
         alt=alt[:200],
         tiles=tiles,
         links=links,
-        text=_text(result.data),
+        text=_text(shown_texts(manifest, result)),
         params=params,
         facts=facts,
         taken=duration(result.seconds),
@@ -215,11 +216,17 @@ def _card(job_id: str, result: TaskResult, common: dict[str, Scalar]) -> Card:
     )
 
 
-def _text(data: dict[str, Any]) -> str:
-    """Text outputs of a task, if the handler names any."""
-    texts = data.get("text", [])
-    lines = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
-    return redact("\n".join(str(line) for line in lines)[:_MAX_TEXT])
+def shown_texts(manifest: Manifest, result: TaskResult) -> list[tuple[str, str]]:
+    """What a task says in words or numbers: of a render, all that its nodes show, by their titles."""
+    data = result.data if manifest.kind == "render" else {"text": result.data.get("text")}
+    lines = ((label, value if isinstance(value, list) else [value]) for label, value in data.items())
+    texts = ((label, "\n".join(str(line) for line in value if line is not None)) for label, value in lines)
+    return [(label, text) for label, text in texts if text]
+
+
+def _text(texts: Sequence[tuple[str, str]]) -> str:
+    only = len(texts) == 1
+    return redact("\n".join(text if only else f"{label}: {text}" for label, text in texts)[:_MAX_TEXT])
 
 
 def _common_params(results: Sequence[TaskResult]) -> dict[str, Scalar]:

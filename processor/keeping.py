@@ -11,7 +11,7 @@ _TRY_AGAIN_S = 5.0
 
 
 class Interrupted(Exception):
-    """The machine was asked to stop; the job goes back."""
+    """The machine was asked to stop, or can't work just now; the job goes back."""
 
 
 class KeptLease:

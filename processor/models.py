@@ -107,7 +107,7 @@ class Output(Model):
     """Write `contact-sheet.jpg` beside the gallery: all pictures of the job, small, on one."""
     sequence: Literal["webp", "gif", "mp4"] | None = None
     """Write `sequence.<format>` beside the gallery: the tasks' first pictures, one after another."""
-    fps: float = Field(default=8.0, gt=0, le=60)
+    fps: float = Field(default=8.0, ge=0.1, le=60)
     """Of the sequence."""
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import structlog
 from pydantic import AwareDatetime
 
-from processor.errors import NotFound, StoreError, TooLarge
+from processor.errors import NotFound, StoreError
 from processor.gallery import file_href, job_name, shown_as_of
 from processor.layout import NIGHTLY, job_prefix, night_page_key, night_report_key
 from processor.machine import Machine
@@ -26,7 +27,10 @@ from processor.records import Manifest, Outcome, dump
 from processor.report import error_line
 from processor.schedule import Night, Window
 from processor.settled import manifests, settled_jobs
-from processor.store import Store, read_bytes
+from processor.store import Store
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = structlog.get_logger(__name__)
 
@@ -170,7 +174,7 @@ def announcing(machine: Machine) -> Callable[[NightReport], None] | None:
 
 def night_sheet(store: Store, report: NightReport) -> bytes | None:
     """A night's pictures on one, each job's first ones. Cost: 1 request a picture, at most 60."""
-    from processor.contact_sheet import MAX_PICTURE_BYTES, contact_sheet  # late: it needs Pillow
+    from processor.contact_sheet import CELL, READERS, contact_sheet, stored_thumbnail  # late: Pillow
 
     shown = [job for job in report.jobs if job.pictures][:MAX_SHEET]
     share = max(1, MAX_SHEET // max(1, len(shown)))
@@ -180,13 +184,10 @@ def night_sheet(store: Store, report: NightReport) -> bytes | None:
         for href in spread(job.pictures, share)
     ]
 
-    def read(named: tuple[str, str]) -> tuple[str, bytes]:
-        try:
-            return named[0], read_bytes(store, named[1], limit_bytes=MAX_PICTURE_BYTES)
-        except (NotFound, TooLarge):
-            return named[0], b""
+    def read(named: tuple[str, str]) -> Image.Image | None:
+        return stored_thumbnail(store, named[1], CELL)
 
-    return contact_sheet(found for _, found in each(read, wanted))
+    return contact_sheet((name, small) for (name, _), small in each(read, wanted, threads=READERS))
 
 
 class Mornings:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from processor.attempt import Trying
 from processor.commit import standing
 from processor.errors import JobInvalid, NotFound, StoreError, StoreUnavailable
+from processor.execute import record
 from processor.handler import Handler, PlanContext
 from processor.layout import attempt_key, execution_prefix
 from processor.leases.protocol import Record
@@ -77,11 +78,11 @@ def copied_results(
 
     Args:
         known: tasks that need no copy; an earlier attempt of this retry has made it.
-    Cost: 1 request, and 1 per file.
+    Cost: 1 request, 1 per task, and 1 per file.
     """
 
     def copy(result: TaskResult) -> TaskResult | None:
-        return _copy(trying, plan, result)
+        return _copy(trying, plan, result, parent)
 
     manifest = standing(trying.machine, parent)
     tasks = manifest.tasks if manifest else []
@@ -90,11 +91,11 @@ def copied_results(
     for _, result in each_of(copy, wanted):
         trying.keep_alive()
         if result is not None:
-            copied[result.index] = result.model_copy(update={"reused_from": parent})
+            copied[result.index] = result
     return copied
 
 
-def _copy(trying: Trying, plan: Plan, result: TaskResult) -> TaskResult | None:
+def _copy(trying: Trying, plan: Plan, result: TaskResult, parent: str) -> TaskResult | None:
     """One result with copies of its files under this attempt; None where its files are gone."""
     prefix = execution_prefix(plan.job_id, trying.name, result.index, result.execution)
     files = []
@@ -104,7 +105,10 @@ def _copy(trying: Trying, plan: Plan, result: TaskResult) -> TaskResult | None:
             files.append(file.model_copy(update={"key": prefix + file.name}))
     except NotFound:
         return None  # someone has removed the parent's file: that task is run again
-    return result.model_copy(update={"files": files, "attempt": trying.name, "cost_usd": 0.0})
+    changes = {"files": files, "attempt": trying.name, "cost_usd": 0.0, "reused_from": parent}
+    copied = result.model_copy(update=changes)
+    record(trying.machine.stores.main, plan.job_id, copied)
+    return copied
 
 
 def planned(handler: Handler, job: JobBase, context: PlanContext) -> Plan:

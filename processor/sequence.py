@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from processor.contact_sheet import thumbnail
 from processor.errors import ConfigError
 
 MAX_FRAMES = 1_000
@@ -20,25 +19,29 @@ _MAX_SIDE = 1280
 
 
 def sequence(
-    pictures: Iterable[bytes], count: int, *, kind: Literal["webp", "gif", "mp4"], fps: float
+    pictures: Iterable[Image.Image | None], *, kind: Literal["webp", "gif", "mp4"], fps: float
 ) -> bytes | None:
-    """The pictures one after another, all in the shape of the first; None if fewer than two can be read.
+    """The pictures one after another, all in the shape of the first; None if fewer than two could be read.
 
     Args:
-        count: how many there are, at most `MAX_FRAMES` of which are taken: it decides their size.
+        pictures: thumbnails of `frame_side`, at most `MAX_FRAMES` of which are taken.
     Raises:
         ConfigError: MP4, and the extra for it is not installed.
     """
-    side = min(_MAX_SIDE, int(math.sqrt(_MAX_PIXELS / max(1, min(count, MAX_FRAMES)))))
     frames: list[Image.Image] = []
-    for data in pictures:
+    for frame in pictures:
         if len(frames) == MAX_FRAMES:
             break
-        if (frame := thumbnail(data, side)) is not None:
+        if frame is not None:
             frames.append(_fitted(frame, frames[0].size) if frames else _even(frame))
     if len(frames) < 2:
         return None
     return _mp4(frames, fps) if kind == "mp4" else _animated(frames, kind, fps)
+
+
+def frame_side(count: int) -> int:
+    """Side of the square that each of so many pictures is fitted into."""
+    return min(_MAX_SIDE, int(math.sqrt(_MAX_PIXELS / max(1, min(count, MAX_FRAMES)))))
 
 
 def _even(frame: Image.Image) -> Image.Image:

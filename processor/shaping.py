@@ -96,7 +96,8 @@ def _converted(file: LocalFile, output: Output, target: Path) -> Iterator[LocalF
 
 def _convert(file: LocalFile, output: Output, target: Path) -> LocalFile | None:
     """The still picture in the wanted format; None where it is none, or has it already."""
-    from processor.pictures import open_picture  # late: only workers that make pictures need it
+    from processor.contact_sheet import is_deep  # late: only workers that make pictures need it
+    from processor.pictures import open_picture
 
     wanted = f"image/{output.format}"
     if not file.media_type.startswith("image/") or file.media_type in (wanted, "image/svg+xml"):
@@ -105,6 +106,10 @@ def _convert(file: LocalFile, output: Output, target: Path) -> LocalFile | None:
     try:
         with open_picture(file.path) as image:
             if getattr(image, "is_animated", False):
+                return None
+            if is_deep(image):
+                # A depth map of 16 bits is data: in 8 bits it would be another one.
+                log.info("output.not_converted", name=file.name, why=f"8 bits don't hold {image.mode}")
                 return None
             _save(image, target, output)
     except Exception as error:  # noqa: BLE001 - a picture's maker chose every byte; it is kept as it is

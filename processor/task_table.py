@@ -16,11 +16,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def tasks_csv(manifest: Manifest) -> bytes:
     """One line a task, one column a parameter; UTF-8 with the mark that spreadsheets look for."""
-    params = list(dict.fromkeys(name for result in manifest.tasks for name in result.params))
+    params = _columns(manifest)
     after = ["files", "seconds", "cost_usd", "gpu", "tries", "reused_from", "error"]
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(["task", "status", "seed", *map(_cell, params), *after])
+    own = ["task", "status", "seed"]
+    named = (f"param.{name}" if name in (*own, *after) else name for name in params)
+    writer.writerow([*own, *map(_cell, named), *after])
     for result in _ordered(manifest):
         facts = _facts(result)
         files = " ".join(file["key"] for file in facts["files"])
@@ -49,6 +51,14 @@ def _facts(result: TaskResult) -> dict[str, Any]:
         "reused_from": result.reused_from,
         "error": error_line(result.error) if result.error else None,
     }
+
+
+def _columns(manifest: Manifest) -> list[str]:
+    """All parameters, but for a `seed` that says what the column of that name does."""
+    names = dict.fromkeys(name for result in manifest.tasks for name in result.params)
+    if all(str(result.params.get("seed", result.seed)) == str(result.seed) for result in manifest.tasks):
+        names.pop("seed", None)
+    return list(names)
 
 
 def _ordered(manifest: Manifest) -> list[TaskResult]:

@@ -150,6 +150,19 @@ class Client:
         finally:
             self.listener.unfollow(run.prompt_id)
 
+    def wait_reachable(self, stop: Stop | None = None) -> bool:
+        """Whether the engine answers, waiting for it up to `lost_s`, or until told to stop."""
+        deadline = time.monotonic() + self._lost_s
+        while not self._is_dead():
+            try:
+                self._api.system_stats()
+            except TaskFailed:
+                if time.monotonic() > deadline or (stop or Stop()).wait(_REACHABLE_S):
+                    return False
+            else:
+                return True
+        return False
+
     def close(self) -> None:
         self.listener.close()
 
@@ -158,7 +171,7 @@ class Client:
             status, answer = self._api.submit(run.graph, prompt_id=run.prompt_id, client_id=self.client_id)
         except EngineUnreachable:
             # The reply was lost, maybe not the prompt: our id says which.
-            if self._wait_reachable() and self._knows(run):
+            if self.wait_reachable() and self._knows(run):
                 return
             raise
         if status == 400:
@@ -201,7 +214,7 @@ class Client:
         Returns:
             Its verdict, or None while it is still on its way.
         """
-        if not self._wait_reachable(run.watching.stop):
+        if not self.wait_reachable(run.watching.stop):
             run.watching.stop.check()
             raise TaskFailed(
                 ErrorKind.CRASHED, "the engine died while the prompt ran, or can't be reached any more"
@@ -219,18 +232,6 @@ class Client:
 
     def _is_dead(self) -> bool:
         return self._alive is not None and not self._alive()
-
-    def _wait_reachable(self, stop: Stop | None = None) -> bool:
-        deadline = time.monotonic() + self._lost_s
-        while not self._is_dead():
-            try:
-                self._api.system_stats()
-            except TaskFailed:
-                if time.monotonic() > deadline or (stop or Stop()).wait(_REACHABLE_S):
-                    return False
-            else:
-                return True
-        return False
 
     def _knows(self, run: _Run) -> bool:
         running, waiting = self._api.queue()

@@ -13,15 +13,17 @@ import structlog
 
 from handlers.model_cache import ModelState
 from handlers.render import leftovers
-from handlers.render.api import Api
+from handlers.render.api import Api, EngineUnreachable
 from handlers.render.client import Client
 from handlers.render.graph import Schema
 from handlers.render.inputplace import InputPlace, LocalInputs, UploadedInputs
 from handlers.render.outputplace import KeptOutputs
 from handlers.render.server import Server
 from handlers.render.settings import RenderSettings
+from handlers.render.turns import Turns
 from processor.clock import Clock
-from processor.errors import TaskFailed
+from processor.errors import ErrorKind, TaskFailed
+from processor.handler import Stop
 from processor.models import Scalar
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,7 @@ class Engine:
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
     outputs: KeptOutputs = field(default_factory=KeptOutputs)
+    turns: Turns = field(default_factory=Turns)
     used: bool = False
     broken: bool = False
     """To be replaced before anything else runs on it."""
@@ -90,17 +93,24 @@ class EnginePool:
             leftovers.sweep(settings.work_dir.resolve())
 
     @contextmanager
-    def use(self, *, fresh: bool = False) -> Iterator[Engine]:
+    def use(self, *, fresh: bool = False, stop: Stop | None = None) -> Iterator[Engine]:
         """The engine, running, for the time of one prompt.
 
         Args:
             fresh: restart it first, unless nothing has run on it yet.
+            stop: ends the wait for an attached one.
         Raises:
-            TaskFailed: it does not start.
+            TaskFailed: it does not start; NO_ENGINE where an attached one is not there, or has gone.
         """
-        engine = self._enter(fresh)
+        stop = stop or Stop()
+        engine = self._enter(fresh, stop)
         try:
             yield engine
+        except EngineUnreachable as error:
+            if engine.server is None and not engine.client.wait_reachable(stop):
+                stop.check()
+                _is_away(error)
+            raise
         finally:
             with self._changed:
                 self._users -= 1
@@ -134,7 +144,7 @@ class EnginePool:
         if engine is not None:
             engine.close()
 
-    def _enter(self, fresh: bool) -> Engine:
+    def _enter(self, fresh: bool, stop: Stop) -> Engine:
         with self._changed:
             while self._restarting:
                 self._changed.wait()
@@ -149,16 +159,16 @@ class EnginePool:
             except BaseException:
                 self._restarting = False
                 raise
-        return self._replace()
+        return self._replace(stop)
 
-    def _replace(self) -> Engine:
+    def _replace(self, stop: Stop) -> Engine:
         """Start a new engine outside the lock; only one thread at a time gets here."""
         try:
             old, self._engine = self._engine, None
             if old is not None:
                 log.info("engine.replace", dead=self._is_dead(old))
                 old.close()
-            engine = self._start()
+            engine = self._start(stop)
         except BaseException:
             with self._changed:
                 self._restarting = False
@@ -180,18 +190,24 @@ class EnginePool:
     def _is_dead(engine: Engine) -> bool:
         return engine.broken or (engine.server is not None and not engine.server.is_alive())
 
-    def _start(self) -> Engine:
+    def _attach(self, url: str, stop: Stop) -> Engine:
+        settings, api = self._settings, Api(url)
+        client = Client(api, lost_s=settings.lost_server_s, grace_s=settings.interrupt_grace_s)
+        try:
+            if not client.wait_reachable(stop):  # both may have been switched on just now
+                stop.check()
+            stats = api.system_stats()
+        except TaskFailed as error:
+            client.close()
+            if error.kind is ErrorKind.UNAVAILABLE:
+                _is_away(error)
+            raise
+        return Engine(api, client, UploadedInputs(api), None, engine_facts(stats, "attached"))
+
+    def _start(self, stop: Stop) -> Engine:
         settings = self._settings
         if settings.comfyui_url is not None:
-            api = Api(settings.comfyui_url)
-            client = Client(api, lost_s=settings.lost_server_s, grace_s=settings.interrupt_grace_s)
-            try:
-                stats = api.system_stats()
-            except TaskFailed as error:
-                client.close()
-                error.mend = "Is ComfyUI running there? Check COMFYUI_URL"
-                raise
-            return Engine(api, client, UploadedInputs(api), None, engine_facts(stats, "attached"))
+            return self._attach(settings.comfyui_url, stop)
         server = Server(settings, self._clock)
         try:
             stats = server.start()
@@ -211,6 +227,11 @@ class EnginePool:
             server,
             engine_facts(stats, settings.engine),
         )
+
+
+def _is_away(error: TaskFailed) -> None:
+    error.kind = ErrorKind.NO_ENGINE
+    error.mend = "Is ComfyUI running there? Check COMFYUI_URL"
 
 
 def engine_facts(stats: dict[str, Any], kind: str) -> dict[str, Scalar]:

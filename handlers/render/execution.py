@@ -14,6 +14,7 @@ from handlers.render.inputs import download
 from handlers.render.outputs import (
     ForgottenOutput,
     Reported,
+    chosen_files,
     collect,
     inside,
     move,
@@ -36,7 +37,7 @@ class Execution:
         self._work = work
         self._context = context
         self._settings = settings
-        self._tag = new_tag()
+        self._tag = ""
         self._names: dict[str, str] = {}
         self._output_dir = engine.server.directories.output if engine.server is not None else None
         self._log = engine.server.log if engine.server is not None else None
@@ -51,20 +52,33 @@ class Execution:
         try:
             with self._engine.inputs.placed(self._files(graph), self._download) as names:
                 self._names = names
-                placed = applied(graph, [*self._input_sets(graph, names), *prefix_sets(graph, self._tag)])
-                watching = Watching(
-                    self._context.stop, self._context.progress, self._begin, self._work.timeout_s
-                )
-                verdict = self._engine.client.run(
-                    placed, watching, allow_invalid_outputs=self._allows_invalid()
-                )
-            return self._output(placed, verdict)
+                placed = applied(graph, self._input_sets(graph, names))
+                output = None
+                while output is None:  # a second turn is alone with the nodes that spoilt the first
+                    output = self._turn(placed)
+                return output
         except TaskFailed as error:
             self._judge_engine(error)
             error.what = self._in_users_words(error.what)
             error.details = [self._in_users_words(line) for line in error.details]
             error.log = self._log_text()
             raise
+
+    def _turn(self, graph: Graph) -> TaskOutput | None:
+        """Run the prompt once; None if another's may have written to its files meanwhile."""
+        self._tag = new_tag()
+        placed = applied(graph, prefix_sets(graph, self._tag))
+        stop, timeout_s = self._context.stop, self._work.timeout_s
+        try:
+            with self._engine.turns.taken(placed, stop) as turn:
+                watching = Watching(stop, self._context.progress, self._begin, timeout_s)
+                verdict = self._engine.client.run(
+                    placed, watching, allow_invalid_outputs=self._allows_invalid()
+                )
+                chosen = chosen_files(verdict.outputs, placed, tag=self._tag, cached=verdict.cached)
+                if not self._engine.turns.settle(turn, chosen, stop):
+                    return None
+                return self._output(placed, verdict)
         finally:
             if self._output_dir is not None:
                 shutil.rmtree(self._output_dir / self._tag, ignore_errors=True)
@@ -96,11 +110,12 @@ class Execution:
             take=self._take_over_http if self._output_dir is None else self._take_from_disk,
             left=None if self._output_dir is None else self._output_dir / self._tag,
             cached=verdict.cached,
+            owners=verdict.owners,
         )
         return TaskOutput(
             files=files,
             seconds=seconds,
-            data=reported_data(verdict.outputs, graph),
+            data=reported_data(verdict.outputs, graph, verdict.owners),
             log=self._log_text(),
             engine=self._engine.facts,
         )

@@ -6,7 +6,7 @@ A graph is what ComfyUI's "Export (API)" writes: node id → `{"class_type", "in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -51,13 +51,6 @@ class NamedModel(NamedTuple):
     """A model file that a loader names: tried in each of `folders`."""
 
     folders: tuple[str, ...]
-    name: str
-    target: Target
-
-
-class NamedFile(NamedTuple):
-    """A file of the input directory that a node names."""
-
     name: str
     target: Target
 
@@ -143,6 +136,34 @@ def title_of(graph: Graph, node_id: str) -> str:
     return str(title or node["class_type"])
 
 
+def target_of(graph: Graph, text: str) -> Target | None:
+    """What `node id.input` means in this graph; None when it has no such node.
+
+    Ids and inputs may hold dots themselves: of several readings, one with an input that is there.
+    """
+    cuts = [place for place, letter in enumerate(text) if letter == "."]
+    found = [Target(text[:cut], text[cut + 1 :]) for cut in reversed(cuts) if text[:cut] in graph]
+    found = [target for target in found if target.input]
+    there = (target for target in found if target.input in graph[target.node]["inputs"])
+    return next(there, found[0] if found else None)
+
+
+def owner_of(graph: Graph, node_id: str, owners: Mapping[str, str] | None = None) -> str:
+    """The node of this graph that a node of the engine's stands for; its own id if none is known.
+
+    A loop, or a node that expands into others, runs as nodes that the graph does not have,
+    `7.0.0.2` for one of node 7's.
+
+    Args:
+        owners: what the engine says, where it does.
+    """
+    known = (owners or {}).get(node_id, node_id)
+    found = known
+    while found not in graph and "." in found:
+        found = found.rpartition(".")[0]
+    return found if found in graph else known
+
+
 def describe(graph: Graph, node_id: str) -> str:
     """A node as errors name it: id, class, and title where that says more."""
     node = graph.get(node_id)
@@ -198,16 +219,9 @@ def named_models(graph: Graph) -> list[NamedModel]:
     return found
 
 
-def named_files(graph: Graph, schema: Schema | None = None) -> list[NamedFile]:
-    """The input files that the graph names, by what is known of node classes and their schema."""
-    found: list[NamedFile] = []
-    for node_id, node in graph.items():
-        names = FILE_INPUTS.get(node["class_type"]) or _upload_inputs(node["class_type"], schema)
-        for name in names:
-            value = node["inputs"].get(name)
-            if isinstance(value, str) and value:
-                found.append(NamedFile(value, Target(node_id, name)))
-    return found
+def file_inputs(class_type: str, schema: Schema | None = None) -> tuple[str, ...]:
+    """The inputs of a class that name files, by what is known of it and by its schema."""
+    return FILE_INPUTS.get(class_type) or _upload_inputs(class_type, schema)
 
 
 def _upload_inputs(class_type: str, schema: Schema | None) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlers.model_cache import ModelCache, ModelState, model_state
+from handlers.render.embeddings import FOLDER as EMBEDDINGS
+from handlers.render.embeddings import file_names, named_embeddings
 from handlers.render.engine import Engine, EnginePool, schema_of
 from handlers.render.execution import Execution
 from handlers.render.graph import Graph, applied, named_models
@@ -19,7 +21,7 @@ from processor.catalogue import WorkflowFacts
 from processor.clock import Clock, SystemClock
 from processor.handler import PlanContext, Remedy, Stores, TaskContext, TaskOutput, Work
 from processor.models import JobBase, RenderJob
-from processor.records import ModelFile, Plan
+from processor.records import Plan
 from processor.store import Store
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class RenderHandler:
     def run(self, work: Work, context: TaskContext) -> TaskOutput:
         graph = applied(work.shared["workflow"], work.task.payload.get("sets", []))
         models = self._ensure_models(graph, work, context.stores.models)
-        with self._engines.use(fresh=work.remedy in (Remedy.RESTART, Remedy.BIGGER_GPU)) as engine:
+        fresh = work.remedy in (Remedy.RESTART, Remedy.BIGGER_GPU)
+        with self._engines.use(fresh=fresh, stop=context.stop) as engine:
             self._learn(engine)
             if work.remedy is Remedy.FREE_MEMORY:
                 engine.api.free()
@@ -92,12 +95,11 @@ class RenderHandler:
         """Have this task's models in the local folder; what lies there now, by path."""
         if self._settings.engine != "comfyui":
             return {}
-        planned = {(model.folder, model.name): model for model in work.models}
-        wanted: dict[ModelFile, None] = {}
-        for named in named_models(graph):
-            for folder in named.folders:
-                if (folder, named.name) in planned:
-                    wanted[planned.pop((folder, named.name))] = None
+        named = {(folder, model.name) for model in named_models(graph) for folder in model.folders}
+        named |= {(EMBEDDINGS, file) for name in named_embeddings(graph) for file in file_names(name)}
+        # What no loader names that we know of, the workflow declares.
+        named |= {(folder, name) for folder, name in work.shared.get("models", [])}
+        wanted = [model for model in dict.fromkeys(work.models) if (model.folder, model.name) in named]
         # ComfyUI's own models folder is its user's: used as it is, never written.
         missing = [model for model in wanted if not has_locally(self._settings.comfyui_dir, model)]
         cache = self._cache(store)

@@ -7,10 +7,11 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from handlers.fetching import Limits, Vet, fetch, is_public, is_url, redact_url
-from handlers.render.graph import Graph, NamedFile, Target, nearest
+from handlers.render.catalog import TEXT_INPUTS
+from handlers.render.graph import Graph, Schema, Set, Target, file_inputs, is_link, nearest
 from handlers.render.policy import leads_out
 from handlers.render.settings import RenderSettings
 from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, StoreUnavailable, TaskFailed
@@ -49,15 +50,32 @@ def digest_of(file: InputFile) -> str:
     return file.sha256 or hashlib.sha256(f"{file.source}\0{file.version}".encode()).hexdigest()
 
 
-def given_targets(graph: Graph, names: Iterable[str]) -> list[NamedFile]:
-    """Every text input whose value is one of these names: what a job's `inputs` may feed."""
+def file_targets(
+    base: Graph, task_sets: Iterable[Iterable[Set]], names: Iterable[str], schema: Schema | None
+) -> list[Target]:
+    """The inputs through which a job's tasks name files.
+
+    Of node classes whose file inputs are known, those. Of others, whatever holds one of these names,
+    which are those of the job's `inputs`; a prompt that happens to be such a word is none.
+    """
     wanted = set(names)
-    return [
-        NamedFile(value, Target(node_id, name))
-        for node_id, node in graph.items()
-        for name, value in node["inputs"].items()
-        if isinstance(value, str) and plain_name(value)[0] in wanted
+    values = [
+        Set(node_id, name, value) for node_id, node in base.items() for name, value in node["inputs"].items()
     ]
+    values += (change for changes in task_sets for change in changes)
+    found: dict[Target, None] = {}
+    for node_id, name, value in values:
+        if not isinstance(value, str):
+            continue
+        node = base[node_id]
+        known = file_inputs(node["class_type"], schema)
+        if name in known or (not known and plain_name(value)[0] in wanted and not _is_prose(node, name)):
+            found[Target(node_id, name)] = None
+    return list(found)
+
+
+def _is_prose(node: dict[str, Any], name: str) -> bool:
+    return name in TEXT_INPUTS and ("TextEncode" in node["class_type"] or is_link(node["inputs"].get("clip")))
 
 
 class InputResolver:

@@ -8,12 +8,13 @@ from typing import Any
 
 from handlers.model_cache import model_key
 from handlers.render.catalog import MODEL_INPUTS
+from handlers.render.embeddings import FOLDER as EMBEDDINGS
+from handlers.render.embeddings import file_names, named_embeddings
 from handlers.render.graph import (
     Graph,
     NamedModel,
     Schema,
     Set,
-    Target,
     applied,
     choices_of,
     describe,
@@ -101,16 +102,21 @@ class ModelFinder:
         self._found: dict[tuple[tuple[str, ...], str], ModelFile | None] = {}
         self._problems: list[Problem] = []
         self._bucketless = bucketless
+        self._embeddings: dict[str, ModelFile | None] = {}
         self.not_here: list[str] = []
         """Keys of models that must be in the bucket."""
+        self.warnings: list[str] = []
 
-    @staticmethod
-    def targets(graph: Graph) -> list[Target]:
-        """The inputs that name models."""
-        return [model.target for model in named_models(graph)]
+    @property
+    def embeddings(self) -> list[ModelFile]:
+        """Those that the graphs' texts name, as far as they can be had."""
+        return [file for file in self._embeddings.values() if file is not None]
 
     def find(self, graph: Graph) -> list[ModelFile]:
         """The models of one graph that are to be fetched; what is missing is remembered."""
+        for name in named_embeddings(graph):
+            if name not in self._embeddings:
+                self._embeddings[name] = self._embedding(name)
         files: dict[ModelFile, None] = {}
         for model in named_models(graph):
             key = (model.folders, model.name)
@@ -120,12 +126,23 @@ class ModelFinder:
                 files[file] = None
         return list(files)
 
+    def declared(self, files: Iterable[ModelFile]) -> None:
+        """Look for what a workflow says that it needs; what is missing is remembered."""
+        for file in files if self._settings.engine != "attached" else ():
+            if self._in_store(file) or self._is_local(file):
+                continue
+            if self._bucketless:
+                self.not_here.append(model_key(file))
+            else:
+                what, mend = f"there is no {model_key(file)}, which the workflow needs", "Upload it there"
+                self._problems.append(Problem(ErrorKind.MISSING_MODEL, "models", what, mend))
+
     def raise_missing(self) -> None:
         """Raise JobInvalid naming every model that can't be had; return when there is none."""
         raise_problems(self._problems)
 
     def _look(self, graph: Graph, model: NamedModel) -> ModelFile | None:
-        if leads_out(model.name) or not _is_name(model):
+        if leads_out(model.name) or not _is_key(model.name, model.folders[0]):
             raise JobInvalid(
                 f"{model.name[:200]!r} is no model name",
                 where=str(model.target),
@@ -140,8 +157,7 @@ class ModelFinder:
                 return ModelFile(folder=folder, name=model.name)
         for folder in model.folders:
             file = ModelFile(folder=folder, name=model.name)
-            here = (self._settings.models_dir / folder / model.name).exists()
-            if here or has_locally(self._settings.comfyui_dir, file):
+            if self._is_local(file):
                 return file
         if self._bucketless:
             file = ModelFile(folder=model.folders[0], name=model.name)
@@ -149,6 +165,25 @@ class ModelFinder:
             return file
         self._problems.append(self._missing(graph, model))
         return None
+
+    def _embedding(self, name: str) -> ModelFile | None:
+        """ComfyUI leaves out of a prompt what it does not find, so that is no reason to refuse it."""
+        if self._settings.engine == "attached" or leads_out(name):
+            return None
+        files = [ModelFile(folder=EMBEDDINGS, name=each) for each in file_names(name) if _is_key(each)]
+        for file in files:
+            if self._in_store(file) or self._is_local(file):
+                return file
+        place = f"{layout.COMFY_MODELS}{EMBEDDINGS}/{name}"
+        if self._bucketless:
+            self.not_here.append(place)
+        else:
+            self.warnings.append(f"there is no {place}, so ComfyUI leaves embedding:{name} out of the prompt")
+        return None
+
+    def _is_local(self, file: ModelFile) -> bool:
+        here = (self._settings.models_dir / file.folder / file.name).exists()
+        return here or has_locally(self._settings.comfyui_dir, file)
 
     def _in_store(self, file: ModelFile) -> bool:
         key = model_key(file)
@@ -180,10 +215,10 @@ class ModelFinder:
         return _problem(graph, model, f"there is no {place}", f"Upload it, or correct the name. {near}")
 
 
-def _is_name(model: NamedModel) -> bool:
+def _is_key(name: str, folder: str = EMBEDDINGS) -> bool:
     """Whether every store and file system could hold a model of this name."""
     try:
-        key = model_key(ModelFile(folder=model.folders[0], name=model.name))
+        key = model_key(ModelFile(folder=folder, name=name))
     except TaskFailed:
         return False
     return all(len(part.encode()) <= MAX_NAME_BYTES for part in key.split("/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ from handlers.render.graph import (
     input_specs,
     is_link,
     nearest,
+    target_of,
     title_of,
 )
 from handlers.render.parameters import find_parameters
 from handlers.render.workflow import Parameter, coerce
 from processor.errors import JobInvalid
 
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 _SCALAR_TYPES = {"INT": "int", "FLOAT": "float", "BOOLEAN": "bool", "STRING": "string"}
 
 
@@ -70,7 +73,7 @@ class Binder:
     def targets(self, name: str) -> tuple[Target, ...]:
         """The inputs of a parameter; none when there is no such parameter."""
         parameter = self._declared.get(name) or self._found.get(name)
-        return () if parameter is None else _targets_of(parameter)
+        return () if parameter is None else self._targets_of(parameter)
 
     def bind(self, name: str, *, where: str) -> Binding:
         """The inputs that `name` means.
@@ -115,8 +118,12 @@ class Binder:
         raise self._unknown(name, where)
 
     def _bind_parameter(self, name: str, parameter: Parameter) -> Binding:
-        targets = _targets_of(parameter)
+        targets = self._targets_of(parameter)
         return Binding(name, targets, parameter, (None,) * len(targets))
+
+    def _targets_of(self, parameter: Parameter) -> tuple[Target, ...]:
+        found = (target_of(self._graph, target) for target in parameter.targets)
+        return tuple(target for target in found if target is not None)
 
     def _dotted(self, name: str, where: str) -> Target | None:
         """`node.input`; ids and titles may hold dots themselves, so every cut is tried."""
@@ -206,14 +213,12 @@ class Binder:
         )
 
 
-def _targets_of(parameter: Parameter) -> tuple[Target, ...]:
-    return tuple(Target(*target.split(".", 1)) for target in parameter.targets)
-
-
 def _fit(value: Any, type_: str | None, *, where: str) -> Any:
     # Only texts are converted (a CSV has nothing else): a wrong JSON value is for preflight.
     if not isinstance(value, str) or type_ in (None, "string"):
         return value
+    if type_ in ("int", "float") and _WHOLE.fullmatch(value):
+        return int(value)  # not by way of a float, which holds no seed beyond 2**53
     number = coerce(value, type_ or "string", where=where)
     # An export writes 8.0 as 8: keep whole numbers whole.
     return int(number) if isinstance(number, float) and number.is_integer() and "." not in value else number

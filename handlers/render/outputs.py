@@ -8,16 +8,19 @@ Nodes that can't be told where to save are for `outputplace`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from handlers.render.catalog import MEDIA_TYPES
-from handlers.render.graph import Graph, Set, describe, is_link, title_of
+from handlers.render.graph import Graph, Set, describe, is_link, owner_of, title_of
+from handlers.render.preflight import upstream
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import LocalFile
 from processor.layout import cut
@@ -49,8 +52,19 @@ Take = Callable[[Reported, Path], bool]
 """Bring a reported file to this new path; False when the engine does not have it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A file that a node wrote where it chose: for `turns`."""
+
+    path: str
+    class_type: str
+    maker: str
+    """Stands for the node and all above it: an equal one writes the same."""
+    cached: bool
+
+
 class ForgottenOutput(TaskFailed):
-    """The engine's cache reports a file that is gone: its node must run anew."""
+    """The engine's cache reports a file that is gone or was written over: its node must run anew."""
 
     def __init__(self, what: str, *, where: str) -> None:
         super().__init__(ErrorKind.UNAVAILABLE, what, where=where)
@@ -105,10 +119,29 @@ def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
                     yield file
 
 
-def reported_data(outputs: dict[str, dict[str, Any]], graph: Graph) -> dict[str, Any]:
+def chosen_files(
+    outputs: dict[str, dict[str, Any]], graph: Graph, *, tag: str, cached: Collection[str] = ()
+) -> list[Chosen]:
+    """Of the files that `collect` brings, those that lie outside this execution's folder."""
+    return [
+        Chosen(
+            f"{file.subfolder}/{file.filename}".lstrip("/"),
+            graph[file.node]["class_type"],
+            _maker(graph, file.node),
+            file.node in cached,
+        )
+        for file in reported_files(outputs)
+        if _is_taken(file, graph, tag) and not _is_ours(file, tag)
+    ]
+
+
+def reported_data(
+    outputs: dict[str, dict[str, Any]], graph: Graph, owners: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Texts and numbers that nodes show (`text`, `result`, …), by node title, redacted."""
     data: dict[str, Any] = {}
-    for node_id, node in outputs.items():
+    for shown_id, node in outputs.items():
+        node_id = owner_of(graph, shown_id, owners)
         for key, items in (node or {}).items():
             if key == "animated" or not isinstance(items, list) or any(isinstance(i, dict) for i in items):
                 continue
@@ -134,6 +167,7 @@ def collect(
     take: Take,
     left: Path | None = None,
     cached: Collection[str] = (),
+    owners: Mapping[str, str] | None = None,
 ) -> list[LocalFile]:
     """Bring this execution's files to `workdir` and give them their names back.
 
@@ -141,6 +175,7 @@ def collect(
         left: our output folder of this execution, where we own one: what lies there
             unreported (checkpoints, LoRAs) is an output, too.
         cached: nodes that the engine answered from its cache.
+        owners: for nodes that others expanded into, what the engine says of whose they are.
     Raises:
         ForgottenOutput: what a cached node reports is not there any more.
         TaskFailed: no output at all, or one that is reported and not there.
@@ -148,16 +183,17 @@ def collect(
     names = _Names()
     files: list[LocalFile] = []
     for reported in reported_files(outputs):
-        if reported.node not in graph or _is_stale(reported, graph, tag):
+        if not _is_taken(reported, graph, tag):
             continue
+        node_id = owner_of(graph, reported.node, owners)
         name = names.free(_visible_name(reported, tag))
         path = workdir / f"{len(files):05d}{_suffix(name)}"
         if not take(reported, path):
-            what = f"{describe(graph, reported.node)} reports {reported.filename!r}, which does not exist"
+            what = f"{describe(graph, node_id)} reports {reported.filename!r}, which does not exist"
             if reported.node in cached:
-                raise ForgottenOutput(f"{what} any more", where=reported.node)
-            raise TaskFailed(ErrorKind.NODE_FAILED, what, where=reported.node)
-        files.append(LocalFile(path, name, media_type(name), reported.node))
+                raise ForgottenOutput(f"{what} any more", where=node_id)
+            raise TaskFailed(ErrorKind.NODE_FAILED, what, where=node_id)
+        files.append(LocalFile(path, name, media_type(name), node_id))
         if len(files) > _MAX_FILES:
             raise TaskFailed(ErrorKind.REFUSED, f"more than {_MAX_FILES:,} output files")
     for found in sorted(left.rglob("*")) if left is not None and left.is_dir() else ():
@@ -190,10 +226,20 @@ def move(source: Path, target: Path) -> None:
     shutil.move(source, target)
 
 
-def _is_stale(reported: Reported, graph: Graph, tag: str) -> bool:
-    """A cached report of another execution: nodes with a prefix write under our tag only."""
-    ours = PurePosixPath(reported.subfolder.replace("\\", "/")).parts[:1] == (tag,)
-    return PREFIX_INPUT in graph[reported.node]["inputs"] and not ours
+def _is_taken(reported: Reported, graph: Graph, tag: str) -> bool:
+    """Not so a cached report of another execution: nodes with a prefix write under our tag only, and
+    so do those that others expand into, as far as we can know."""
+    told = reported.node not in graph or PREFIX_INPUT in graph[reported.node]["inputs"]
+    return not told or _is_ours(reported, tag)
+
+
+def _is_ours(reported: Reported, tag: str) -> bool:
+    return PurePosixPath(reported.subfolder.replace("\\", "/")).parts[:1] == (tag,)
+
+
+def _maker(graph: Graph, node_id: str) -> str:
+    above = {each: (graph[each]["class_type"], graph[each]["inputs"]) for each in upstream(graph, [node_id])}
+    return hashlib.sha256(json.dumps([node_id, above], sort_keys=True).encode()).hexdigest()
 
 
 def _visible_name(reported: Reported, tag: str) -> str:

@@ -64,12 +64,12 @@ def text_targets(graph: Graph, role: str) -> list[Target]:
     found: dict[Target, None] = {}
     for node in graph.values():
         for name in _role_inputs(node["inputs"], role):
-            for target in _follow(graph, node["inputs"][name], role, set()):
+            for target in _follow(graph, node["inputs"][name], role):
                 found[target] = None
     if not found and role == "positive":
         encoders = [node_id for node_id, node in graph.items() if "TextEncode" in node["class_type"]]
         if len(encoders) == 1:
-            found.update(dict.fromkeys(_texts_of(graph, encoders[0], set())))
+            found.update(dict.fromkeys(_texts_of(graph, encoders[0])))
     if role == "negative":
         # A ConditioningZeroOut of the positive text is no negative prompt of its own.
         for target in text_targets(graph, "positive"):
@@ -86,36 +86,43 @@ def _role_inputs(inputs: dict[str, Any], role: str) -> Iterator[str]:
         yield "conditioning"
 
 
-def _follow(graph: Graph, link: list[Any], role: str, seen: set[str]) -> Iterator[Target]:
+def _follow(graph: Graph, link: list[Any], role: str) -> Iterator[Target]:
     """Up the conditioning from a sampler to the texts; each node once, so circles end."""
-    node = graph.get(link[0])
-    if node is None or link[0] in seen:
-        return
-    seen.add(link[0])
-    inputs = node["inputs"]
-    if "TextEncode" in node["class_type"] or (
-        is_link(inputs.get("clip")) and any(n in inputs for n in TEXT_INPUTS)
-    ):
-        yield from _texts_of(graph, link[0], set())
-    elif is_link(inputs.get(role)):
-        yield from _follow(graph, inputs[role], role, seen)
-    else:
-        for name, value in inputs.items():
-            if name.startswith("conditioning") and is_link(value):
-                yield from _follow(graph, value, role, seen)
+    seen: set[str] = set()
+    waiting: list[str] = [link[0]]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in seen or node_id not in graph:
+            continue
+        seen.add(node_id)
+        inputs = graph[node_id]["inputs"]
+        if "TextEncode" in graph[node_id]["class_type"] or (
+            is_link(inputs.get("clip")) and any(name in inputs for name in TEXT_INPUTS)
+        ):
+            yield from _texts_of(graph, node_id)
+        elif is_link(inputs.get(role)):
+            waiting.append(inputs[role][0])
+        else:
+            above = [v[0] for name, v in inputs.items() if name.startswith("conditioning") and is_link(v)]
+            waiting.extend(reversed(above))
 
 
-def _texts_of(graph: Graph, node_id: str, seen: set[str]) -> Iterator[Target]:
-    if node_id in seen:
-        return
-    seen.add(node_id)
-    inputs = graph[node_id]["inputs"]
-    for name in TEXT_INPUTS:
-        value = inputs.get(name)
-        if isinstance(value, str):
-            yield Target(node_id, name)
-        elif is_link(value) and value[0] in graph:
-            yield from _texts_of(graph, value[0], seen)
+def _texts_of(graph: Graph, node_id: str) -> Iterator[Target]:
+    seen: set[str] = set()
+    waiting: list[Target | str] = [node_id]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Target):
+            yield found
+        elif found not in seen and found in graph:
+            seen.add(found)
+            inputs = graph[found]["inputs"]
+            given = [(name, inputs[name]) for name in TEXT_INPUTS if name in inputs]
+            waiting.extend(
+                Target(found, name) if isinstance(value, str) else value[0]
+                for name, value in reversed(given)
+                if isinstance(value, str) or is_link(value)
+            )
 
 
 def _plain_targets(graph: Graph) -> Iterator[tuple[str, Target]]:

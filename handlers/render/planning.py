@@ -5,35 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from handlers.render import policy
+from handlers.render.checking import Elsewhere, problems_of
 from handlers.render.graph import (
     Graph,
     Schema,
     Set,
     Target,
     applied,
-    is_link,
-    named_files,
     nearest,
     read_graph,
-    seed_targets,
 )
-from handlers.render.inputs import InputResolver, digest_of, given_targets
+from handlers.render.inputs import InputResolver, digest_of, file_targets
 from handlers.render.models import ModelFinder, Spelling
 from handlers.render.naming import Binder
-from handlers.render.preflight import check_graph, check_sets, raise_problems
-from handlers.render.prompts import read_prompts
+from handlers.render.preflight import passing, raise_problems
+from handlers.render.rows import rows_of, seed_of
+from handlers.render.rows import task_sets as sets_of_rows
 from handlers.render.schema import SchemaSource
 from handlers.render.settings import RenderSettings
 from handlers.render.weight import WEIGHTY, shape_of, weight_of
 from handlers.render.workflow import Workflow, is_workflow_file, load_ready, parse_workflow, ready_names
 from processor import layout
 from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, TooLarge
-from processor.expand import SEED, Row, cells, choose, expand
+from processor.expand import Row
 from processor.handler import PlanContext
 from processor.models import RenderJob
 from processor.reading import parse_json
@@ -42,8 +41,6 @@ from processor.shaping import check_template
 from processor.store import Store, check_key, read_bytes
 
 MAX_WORKFLOW_BYTES = 16 * 1024**2
-_WILD = ("prompt", "negative")
-"""Parameters whose `{a|b}` wildcards are settled; a graph's own texts are left as they are."""
 
 
 @dataclass(frozen=True)
@@ -115,30 +112,35 @@ def _planned(
     overrides = binder.overrides(job.overrides)
     spelling = Spelling(schema, settings)
     base = spelling.of_graph(applied(graph, [*defaults, *overrides]))
-    rows = _rows(job, context)
-    task_sets = [spelling.of_sets(base, sets) for sets in _task_sets(job, rows, binder, base)]
-    _check_required(workflow, overrides, task_sets)
+    rows = rows_of(job, context)
+    task_sets = [spelling.of_sets(base, sets) for sets in sets_of_rows(job, rows, binder, base, overrides)]
+    _check_required(workflow, binder, overrides, task_sets)
     check_template(job.output, [name for row in rows for name in row])
-    raise_problems(_problems(base, task_sets, schema, settings, job.inputs))
+    targets = file_targets(base, task_sets, job.inputs, schema)
+    elsewhere = Elsewhere(base, frozenset(targets), workflow.models)
+    problems = problems_of(base, task_sets, schema, elsewhere, allow=settings.allow_nodes)
+    raise_problems(problems)
 
-    targets = _file_targets(base, schema, job.inputs)
     resolver = InputResolver(job.inputs, context.stores.main, drop_key=context.drop_key, settings=settings)
     finder = ModelFinder(context.stores.models, settings, schema, bucketless=context.bucketless)
     values = _all_values(base, task_sets, targets)
     resolver.look_up(values, context.keep_alive)
+    finder.declared(workflow.models)
     drafts = []
     for draft in _drafts(base, rows, task_sets, targets, resolver=resolver, finder=finder):
         context.keep_alive()
         drafts.append(draft)
     finder.raise_missing()
     resolver.check_all_used(values)
-    models = list(dict.fromkeys((*workflow.models, *(model for draft in drafts for model in draft.models))))
+    named = (model for draft in drafts for model in draft.models)
+    models = list(dict.fromkeys((*workflow.models, *named, *finder.embeddings)))
     return Plan(
         job_id=context.job_id,
         kind="render",
         shared={
             "workflow": base,
             "files": [list(target) for target in targets],
+            "models": [[model.folder, model.name] for model in workflow.models],
             "allow_invalid_outputs": job.allow_invalid_outputs,
         },
         tasks=_ordered(drafts),
@@ -147,7 +149,7 @@ def _planned(
         gpu=job.gpu or workflow.gpu,
         shape=shape_of(base),
         typical_seconds=workflow.typical_seconds,
-        warnings=_warnings(schema, settings, finder.not_here),
+        warnings=[*_warnings(schema, settings, finder.not_here), *finder.warnings, *passing(problems)],
     )
 
 
@@ -223,41 +225,13 @@ def _no_workflow(reference: str, store: Store) -> JobInvalid:
     )
 
 
-def _rows(job: RenderJob, context: PlanContext) -> list[Row]:
-    # The product of matrix and seeds alone may already be too much: refuse before reading files.
-    if not (job.matrix and job.matrix.exclude) and cells(job.matrix, None, job.seeds) > context.max_tasks:
-        return expand(job.matrix, None, job.seeds, draw_key=context.job_id, max_tasks=context.max_tasks)
-    rows = read_prompts(
-        job.prompts, context.stores.main, drop_key=context.drop_key, max_rows=context.max_tasks
-    )
-    return expand(job.matrix, rows, job.seeds, draw_key=context.job_id, max_tasks=context.max_tasks)
-
-
-def _task_sets(job: RenderJob, rows: list[Row], binder: Binder, base: Graph) -> list[list[Set]]:
-    """What each row sets; `rows` get their settled wildcards, so that plans show what was drawn."""
-    if SEED in rows[0] and not binder.targets(SEED):
-        raise JobInvalid("this graph has no seed input, so its tasks would all be the same", where="seeds")
-    wild = {name: str(job.overrides[name]) for name in _WILD if isinstance(job.overrides.get(name), str)}
-    own_seed = _seed_of(base)
-    sets: list[list[Set]] = []
-    for index, row in enumerate(rows):
-        for name in _WILD:
-            text = row.get(name, wild.get(name))
-            if isinstance(text, str) and "|" in text:
-                # Drawn by the seed, so that a matrix over cfg compares like with like.
-                row[name] = choose(text, f"{row.get(SEED, own_seed if own_seed is not None else index)}")
-        changes: list[Set] = []
-        for name, value in row.items():
-            changes.extend(binder.bind(name, where=_place(job, name)).sets(value, where=_place(job, name)))
-        sets.append(changes)
-    return sets
-
-
-def _check_required(workflow: Workflow, overrides: list[Set], task_sets: list[list[Set]]) -> None:
+def _check_required(
+    workflow: Workflow, binder: Binder, overrides: list[Set], task_sets: list[list[Set]]
+) -> None:
     """Refuse a job that leaves a placeholder standing in any of its tasks."""
     everywhere = {(change.node, change.input) for change in overrides}
     for name, parameter in workflow.parameters.items():
-        wanted = {tuple(target.split(".", 1)) for target in parameter.targets}
+        wanted = set(binder.targets(name))
         if parameter.required and not all(
             wanted <= everywhere | {(change.node, change.input) for change in sets} for sets in task_sets
         ):
@@ -266,48 +240,6 @@ def _check_required(workflow: Workflow, overrides: list[Set], task_sets: list[li
                 where="overrides",
                 mend=f'Add "overrides": {{"{name}": …}}. {parameter.description}'.rstrip(". "),
             )
-
-
-def _place(job: RenderJob, name: str) -> str:
-    if job.matrix and (name in job.matrix.product or name in job.matrix.zip):
-        return f"matrix.{name}"
-    return (
-        "seeds"
-        if name == SEED and job.seeds is not None
-        else f"prompts: {name}"
-        if job.prompts
-        else f"matrix.{name}"
-    )
-
-
-def _problems(
-    base: Graph,
-    task_sets: Sequence[Sequence[Set]],
-    schema: Schema | None,
-    settings: RenderSettings,
-    inputs: Mapping[str, str],
-) -> list[Any]:
-    first = applied(base, task_sets[0])
-    every = [change for changes in task_sets for change in changes]
-    exempt = {*ModelFinder.targets(first), *_file_targets(first, schema, inputs)}
-    policy.check_paths(first, _without(every, exempt), allow=settings.allow_nodes)
-    return [
-        *check_graph(first, schema, exempt=exempt),
-        *check_sets(first, _distinct(every), schema, exempt=exempt),
-    ]
-
-
-def _without(sets: Iterable[Set], exempt: set[Target]) -> list[Set]:
-    return [change for change in sets if Target(change.node, change.input) not in exempt]
-
-
-def _distinct(sets: Iterable[Set]) -> list[Set]:
-    return list({(change.node, change.input, repr(change.value)): change for change in sets}.values())
-
-
-def _file_targets(base: Graph, schema: Schema | None, inputs: Mapping[str, str]) -> list[Target]:
-    files = [*named_files(base, schema), *given_targets(base, inputs)]
-    return list(dict.fromkeys(file.target for file in files))
 
 
 def _drafts(
@@ -332,15 +264,7 @@ def _drafts(
         own = parts | graph_hash_parts({node_id: graph[node_id] for node_id in changed})
         weight = weight_of(graph) if any(change.input in WEIGHTY for change in sets) else base_weight
         models = tuple(finder.find(graph))
-        yield _Draft(row, sets, _seed_of(graph), models, task_hash(own, digests), weight)
-
-
-def _seed_of(graph: Graph) -> int | None:
-    for target in seed_targets(graph):
-        value = graph[target.node]["inputs"].get(target.input)
-        if isinstance(value, int) and not is_link(value):
-            return value
-    return None
+        yield _Draft(row, sets, seed_of(graph), models, task_hash(own, digests), weight)
 
 
 def _ordered(drafts: list[_Draft]) -> list[Task]:

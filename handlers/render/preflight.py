@@ -6,7 +6,7 @@ server, for the nodes that feed an output.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,10 @@ _ORDER = (
 )
 
 
+Exempt = Callable[[Target, Any], bool]
+"""Whether an input's value is checked elsewhere (models, files)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a graph."""
@@ -54,17 +58,18 @@ class Problem:
     where: str
     what: str
     mend: str | None = None
+    passing: bool = False
+    """The server may take it all the same, and has the word."""
 
     def __str__(self) -> str:
         return f"{self.what}. {self.mend}" if self.mend else self.what
 
 
-def check_graph(graph: Graph, schema: Schema | None, *, exempt: Collection[Target] = ()) -> list[Problem]:
+def check_graph(graph: Graph, schema: Schema | None, *, exempt: Exempt = lambda *_: False) -> list[Problem]:
     """All problems of a graph, those that no server could accept even without a schema.
 
     Args:
         schema: `/object_info`; None checks the links only.
-        exempt: inputs whose values are checked elsewhere (models, files).
     """
     problems = list(_broken_links(graph))
     if schema is None:
@@ -87,9 +92,7 @@ def check_graph(graph: Graph, schema: Schema | None, *, exempt: Collection[Targe
     return problems
 
 
-def check_sets(
-    graph: Graph, sets: Iterable[Set], schema: Schema | None, *, exempt: Collection[Target] = ()
-) -> list[Problem]:
+def check_sets(graph: Graph, sets: Iterable[Set], schema: Schema | None) -> list[Problem]:
     """The problems of values that tasks set, each distinct one once."""
     if schema is None:
         return []
@@ -98,17 +101,19 @@ def check_sets(
     for node_id, name, value in sets:
         key = (node_id, name, repr(value))
         target = Target(node_id, name)
-        if key in seen or target in exempt or is_link(value):
+        if key in seen or is_link(value):
             continue
         seen.add(key)
-        spec = input_specs(schema.get(graph[node_id]["class_type"], {})).get(name)
-        if spec and (problem := _value_problem(graph, target, value, spec)):
+        info = schema.get(graph[node_id]["class_type"], {})
+        spec = input_specs(info).get(name)
+        if spec and (problem := _value_problem(graph, target, value, spec, lenient=_judges_itself(info))):
             problems.append(problem)
     return problems
 
 
 def raise_problems(problems: list[Problem]) -> None:
-    """Raise the gravest problem as JobInvalid, with all of them as details; return when none."""
+    """Raise the gravest problem as JobInvalid, with all of them as details; return when none stands."""
+    problems = [problem for problem in problems if not problem.passing]
     if not problems:
         return
     gravest = min(problems, key=lambda problem: _ORDER.index(problem.kind))
@@ -119,6 +124,11 @@ def raise_problems(problems: list[Problem]) -> None:
         kind=gravest.kind,
         details=[str(problem) for problem in problems[:100]] if len(problems) > 1 else None,
     )
+
+
+def passing(problems: Iterable[Problem]) -> list[str]:
+    """What a plan says of the problems that don't stop it."""
+    return [str(problem) for problem in problems if problem.passing]
 
 
 def upstream(graph: Graph, outputs: Iterable[str]) -> list[str]:
@@ -158,9 +168,7 @@ def _broken_links(graph: Graph) -> Iterator[Problem]:
                 yield Problem(ErrorKind.INVALID, f"{node_id}.{name}", what, "Export the workflow again")
 
 
-def _node_problems(
-    graph: Graph, node_id: str, schema: Schema, exempt: Collection[Target]
-) -> Iterator[Problem]:
+def _node_problems(graph: Graph, node_id: str, schema: Schema, exempt: Exempt) -> Iterator[Problem]:
     node = graph[node_id]
     info = schema[node["class_type"]]
     for name, spec in info.get("input", {}).get("required", {}).items():
@@ -171,13 +179,13 @@ def _node_problems(
                 f"{describe(graph, node_id)}: the required input {name} is missing",
             )
     for name, spec in input_specs(info).items():
-        if name not in node["inputs"] or Target(node_id, name) in exempt:
+        if name not in node["inputs"] or exempt(Target(node_id, name), node["inputs"][name]):
             continue
         value = node["inputs"][name]
         problem = (
             _link_problem(graph, Target(node_id, name), value, spec, schema)
             if isinstance(value, list)
-            else _value_problem(graph, Target(node_id, name), value, spec)
+            else _value_problem(graph, Target(node_id, name), value, spec, lenient=_judges_itself(info))
         )
         if problem:
             yield problem
@@ -207,7 +215,15 @@ def _link_problem(
     return None
 
 
-def _value_problem(graph: Graph, target: Target, value: Any, spec: list[Any]) -> Problem | None:
+def _judges_itself(info: dict[str, Any]) -> bool:
+    """Whether a class may take values that it does not list: by a `VALIDATE_INPUTS` of its own, of which
+    the schema says nothing, custom nodes fill their lists in the browser."""
+    return str(info.get("python_module", "")).startswith("custom_nodes")
+
+
+def _value_problem(
+    graph: Graph, target: Target, value: Any, spec: list[Any], *, lenient: bool
+) -> Problem | None:
     options: dict[str, Any] = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
     kind = spec[0] if spec else None
     place = f"{describe(graph, target.node)}: {target.input}"
@@ -216,7 +232,8 @@ def _value_problem(graph: Graph, target: Target, value: Any, spec: list[Any]) ->
         if value in choices or isinstance(value, dict) or options.get("multiselect"):
             return None
         mend = nearest(str(value), map(str, choices), what="allowed values")
-        return Problem(ErrorKind.INVALID, str(target), f"{place} {value!r} is not an allowed value", mend)
+        what = f"{place} {value!r} is not an allowed value"
+        return Problem(ErrorKind.INVALID, str(target), what, mend, passing=lenient)
     if kind in ("INT", "FLOAT"):
         return _number_problem(place, target, value, kind, options)
     if kind in _LINK_TYPES:

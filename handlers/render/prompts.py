@@ -23,8 +23,9 @@ def read_prompts(
 ) -> list[Row] | None:
     """The rows that a job's `prompts` make; None when it has none.
 
-    A file is looked for next to the drop, then by its key. In a .csv the header names
-    parameters and empty cells set nothing; a line of a .jsonl is a text or an object.
+    A file is looked for next to the drop, then by its key. Of a .txt, lines that begin with `#`
+    are remarks. In a .csv the header names parameters and empty cells set nothing; a line of a
+    .jsonl is a text or an object.
 
     Raises:
         JobInvalid: no such file, not UTF-8, a bad line (its number is given), too many rows.
@@ -76,7 +77,7 @@ def _read_text(store: Store, name: str, drop_key: str) -> str:
 
 
 def _text_rows(text: str, _name: str) -> Iterator[Row]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.strip() and not line.lstrip().startswith("#"):
             yield {PROMPT: line.strip()}
 

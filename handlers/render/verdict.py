@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.render.catalog import FILE_INPUTS, MODEL_INPUTS
-from handlers.render.graph import Graph, describe, nearest
+from handlers.render.graph import Graph, describe, nearest, owner_of
 from handlers.render.preflight import CONNECT_HOW_TO
 from processor.errors import ErrorKind, TaskFailed
 from processor.redact import redact
@@ -30,6 +30,8 @@ class Verdict:
     outputs: dict[str, dict[str, Any]]
     seconds: float | None
     cached: frozenset[str] = field(default_factory=frozenset)
+    owners: dict[str, str] = field(default_factory=dict)
+    """For nodes that others expanded into, the node that shows what they do."""
 
 
 def read_history(entry: dict[str, Any], prompt_id: str, graph: Graph) -> Verdict:
@@ -64,12 +66,22 @@ def read_history(entry: dict[str, Any], prompt_id: str, graph: Graph) -> Verdict
         frozenset(
             node for kind, data in messages if kind == "execution_cached" for node in data.get("nodes", [])
         ),
+        _owners(entry.get("meta")),
     )
+
+
+def _owners(meta: Any) -> dict[str, str]:
+    known = meta.items() if isinstance(meta, dict) else ()
+    return {
+        node_id: str(of["display_node"])
+        for node_id, of in known
+        if isinstance(of, dict) and of.get("display_node") not in (None, node_id)
+    }
 
 
 def failure_of(error: dict[str, Any], graph: Graph) -> TaskFailed:
     """The failure that an `execution_error` reports, without the inputs it quotes."""
-    node_id = str(error.get("node_id"))
+    node_id = owner_of(graph, str(error.get("node_id")))
     exception = str(error.get("exception_type") or "")
     message = redact(str(error.get("exception_message") or "").strip())[:_MAX_TEXT]
     trace = [redact(str(line).rstrip())[:500] for line in (error.get("traceback") or [])[-12:]]

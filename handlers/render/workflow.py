@@ -30,6 +30,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from handlers.render.graph import target_of
 from processor.errors import JobInvalid
 from processor.models import MAX_SEED, Gpu, Model, Name, Scalar
 from processor.records import ModelFile
@@ -97,8 +98,7 @@ class Workflow(Model):
     def _targets_exist(self) -> Self:
         for name, parameter in self.parameters.items():
             for target in parameter.targets:
-                node_id, _, input_name = target.partition(".")
-                if node_id not in self.graph or not input_name:
+                if target_of(self.graph, target) is None:
                     raise ValueError(f"parameter {name!r}: target {target!r} is not in the graph")
         return self
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from processor.store import Store
 
 _CHUNK_BYTES = 1024 * 1024
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]+')
 
 
 def command(
@@ -36,8 +37,8 @@ def command(
 ) -> None:
     """Download a job's results.
 
-    Files are named by task, seed and parameters; each is checked against the manifest's
-    SHA-256. What is there already and right is not fetched again.
+    Files are named by task, seed and parameters, or as the job's `output` says; each is checked
+    against the manifest's SHA-256. What is there already and right is not fetched again.
 
     \b
     Example:
@@ -68,17 +69,22 @@ def command(
 
 
 def nice_names(manifest: Manifest) -> list[tuple[OutputFile, str]]:
-    """Each output with a file name that is unique in the job and safe on any system."""
+    """Each output with a file name that is unique in the job and safe on any system.
+
+    Where the job says how to name them (`output.name`), that is how.
+    """
     taken: set[str] = set()
+    given = bool(((manifest.job or {}).get("output") or {}).get("name"))
     named = []
     width = len(str(max((result.index for result in manifest.tasks), default=0)))
     for result in sorted(manifest.tasks, key=lambda result: result.index):
         for file in result.files:
-            stem, suffix = _nice(result, width), PurePosixPath(file.name).suffix
-            name = stem + _safe(suffix)
+            suffix = _safe(PurePosixPath(file.name).suffix)
+            stem = (given and _as_given(file.name)) or _nice(result, width)
+            name = stem + suffix
             count = 2
             while name.casefold() in taken:
-                name = f"{stem}-{count}{_safe(suffix)}"
+                name = f"{stem}-{count}{suffix}"
                 count += 1
             taken.add(name.casefold())
             named.append((file, name))
@@ -91,6 +97,13 @@ def _nice(result: TaskResult, width: int) -> str:
     if result.seed is not None:
         parts.append(f"seed{result.seed}")
     return cut("-".join(part for part in parts if part), 120).rstrip("-.")
+
+
+def _as_given(name: str) -> str:
+    """A file's own name without its suffix, folders and all; it can't lead out of where it is put."""
+    stem = name.removesuffix(PurePosixPath(name).suffix).replace("\\", "/")
+    parts = (_UNSAFE.sub("_", part).strip(" .") for part in stem.split("/"))
+    return "/".join(cut(part, 200) for part in parts if part)
 
 
 def _told(name: str, value: Scalar) -> str:
@@ -107,6 +120,7 @@ def _download(store: Store, file: OutputFile, target: Path, moved: console.Moved
     if target.is_file() and target.stat().st_size == file.size_bytes and _sha256(target) == file.sha256:
         moved(file.size_bytes)
         return target
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
     digest = hashlib.sha256()
     try:

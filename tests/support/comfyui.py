@@ -1,7 +1,7 @@
 """A folder that starts like a ComfyUI checkout: the built-in engine behind `main.py`, and what that
 lacks of the real one. Files under `models/things/` are the choices of a loader that we know nothing of;
 what lies in `custom_nodes/` when it starts is a node class of that name;
-`Stamp` saves without a `filename_prefix`.
+`Stamp` saves without a `filename_prefix`, and `Latest` under one name always.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from handlers.engine import __main__ as engine
 from handlers.engine.batch import Batch
 from handlers.engine.context import Context
 from handlers.engine.nodes import NODES
+from handlers.engine.planes import as_bytes
 from handlers.engine.schema import Folders, Input, Node, Output, choice, link
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,10 +40,11 @@ def checkout(root: Path) -> Path:
 
 
 def main() -> int:
-    things = _node("ThingLoader", {"image": link("IMAGE"), "thing": _Things([])}, ("IMAGE",), _pass_on)
+    inputs = {"image": link("IMAGE"), "thing": _Things([])}
+    things = _node("ThingLoader", inputs, ("IMAGE",), _pass_on, module="nodes")
     names = [path.name for path in Path("custom_nodes").iterdir()]
     added = [_node(name, {"image": link("IMAGE")}, ("IMAGE",), _pass_on) for name in names]
-    NODES.update({node.name: node for node in (things, *added, STAMP)})
+    NODES.update({node.name: node for node in (things, *added, STAMP, LATEST)})
     return engine.main()
 
 
@@ -53,12 +55,27 @@ def stamp(ctx: Context, *, image: Batch, word: str) -> Output:
     return Output(ui={"images": [{"filename": name, "subfolder": "", "type": "output"}]})
 
 
+def latest(ctx: Context, *, image: Batch, word: str) -> Output:
+    """Say how blue a picture is, in a file that is written anew each time."""
+    (ctx.folders.output / f"{word}.txt").write_text(f"{as_bytes(image.frames[0][2]).getpixel((0, 0))}")
+    return Output(ui={"images": [{"filename": f"{word}.txt", "subfolder": "", "type": "output"}]})
+
+
 def _pass_on(_ctx: object, *, image: Batch, **_: Any) -> Output:
     return Output((image,))
 
 
-def _node(name: str, inputs: dict[str, Input], outputs: tuple[str, ...], run: Any, **more: Any) -> Node:
-    return Node(name, name, "tests", "custom_nodes.tests", inputs, outputs, run, **more)
+def _node(
+    name: str,
+    inputs: dict[str, Input],
+    outputs: tuple[str, ...],
+    run: Any,
+    *,
+    module: str = "custom_nodes.tests",
+    **more: Any,
+) -> Node:
+    return Node(name, name, "tests", module, inputs, outputs, run, **more)
 
 
 STAMP = _node("Stamp", {"image": link("IMAGE"), "word": choice("a", "b")}, (), stamp, is_output=True)
+LATEST = _node("Latest", {"image": link("IMAGE"), "word": choice("a", "b")}, (), latest, is_output=True)

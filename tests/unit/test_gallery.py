@@ -88,6 +88,15 @@ def test_a_picture_with_its_parameters_and_seed() -> None:
     assert all(text in page for text in ("a cat", "7.5", "seed 42", "1.5 s"))
 
 
+def test_what_nodes_say_is_on_the_card() -> None:
+    """Text outputs come by their nodes' titles, and are all that some jobs make."""
+    said = {"Show caption": "a cat on a mat", "Count": [1, 2], "Nothing": ""}
+    page = render_gallery(manifest(result(0, data=said), result(1, data={"Show caption": "two dogs"})))
+    assert "Show caption: a cat on a mat\nCount: 1\n2" in page
+    assert ">two dogs<" in page
+    assert "Nothing" not in page
+
+
 def test_what_users_wrote_is_never_markup() -> None:
     """Names, parameters, errors and texts come from anywhere."""
     error = ErrorReport(kind=ErrorKind.NODE_FAILED, what=EVIL, where=EVIL, mend=EVIL, details=[EVIL])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from processor.dispatch import process
-from processor.errors import ErrorKind
+from processor.errors import ErrorKind, StoreUnavailable, TaskFailed
 from processor.handler import PlanContext, TaskContext, TaskOutput, Work
 from processor.models import JobBase
+from processor.parallel import THREADS
 from processor.records import InputFile, Plan, Task
 from processor.run import run
 from processor.store import Download, ObjectInfo
@@ -25,6 +26,13 @@ from processor.tick import tick
 TASKS = 70
 SLOW_S = 12.0
 """A request's time: seventy of them outlast a lease of ten minutes, and as many as run at once don't."""
+
+
+class Shaped(ScriptedHandler):
+    """Plans whose results another job may reuse."""
+
+    def plan(self, job: JobBase, context: PlanContext) -> Plan:
+        return super().plan(job, context).model_copy(update={"shape": "noop"})
 
 
 class SlowStore(CountingStore):
@@ -108,6 +116,38 @@ def test_copying_a_retrys_results_may_outlast_a_lease(tmp_path: Path, store: Slo
     assert [task["reused_from"] for task in again["tasks"]] == [parent["job_id"]] * TASKS
 
 
+@pytest.mark.parametrize("job", ["retry", "reuse"])
+def test_who_takes_over_copies_only_the_rest(
+    tmp_path: Path, store: SlowStore, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """Each copied result is recorded, for the next attempt to adopt."""
+    copy, copied = SlowStore.copy, 0
+
+    def failing(self: SlowStore, source: str, target: str, *, version: str | None = None) -> ObjectInfo:
+        nonlocal copied
+        copied += "comfy_outputs/" in target
+        if copied == TASKS - 10:
+            raise StoreUnavailable("gone for a moment")
+        return copy(self, source, target, version=version)
+
+    bench = Bench(tmp_path, Shaped(write_text_file), store=store, clock=store._clock)
+    bench.drop({"workflow": "noop", "overrides": {"tasks": TASKS}})
+    (parent,) = finish(bench)
+    monkeypatch.setattr(SlowStore, "copy", failing)
+    again = {"overrides": {"tasks": TASKS}, "reuse": True} if job == "reuse" else {}
+    origin = {"retry_of": parent["job_id"]} if job == "retry" else {}
+    bench.drop({"workflow": "noop", **again, **origin}, "inbox/jobs/again.json")
+    first = bench.machine()
+    (claim,) = tick(first, capacity=1).claims
+    assert process(first, claim) is None
+    first.close()
+    made = next(each for each in finish(bench) if each["job_id"] != parent["job_id"])
+    assert made["outcome"] == "done"
+    assert [task["reused_from"] for task in made["tasks"]] == [parent["job_id"]] * TASKS
+    assert copied <= TASKS + THREADS + 1
+    assert all(file["key"] in bench.all_keys for task in made["tasks"] for file in task["files"])
+
+
 def test_planning_may_outlast_a_lease(tmp_path: Path) -> None:
     """A handler that plans for minutes says now and then that it is still there."""
     clock = ManualClock()
@@ -136,3 +176,28 @@ def test_a_task_gets_the_files_it_names_and_no_others() -> None:
     ]
     inputs = TaskInputs(Plan(job_id="j", kind="render", shared=shared, tasks=tasks, inputs=files))
     assert [[file.name for file in inputs.of(task)] for task in tasks] == [["4.png", "1.png"], ["4.png"]]
+
+
+def test_a_job_without_an_engine_waits_and_no_attempt_counts(tmp_path: Path) -> None:
+    """ComfyUI is switched on later than the runner; what was finished before it went is kept."""
+    away = 5
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        nonlocal away
+        if work.task.index == 1 and away:
+            away -= 1
+            raise TaskFailed(ErrorKind.NO_ENGINE, "nobody is there")
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1), clock=ManualClock())
+    bench.drop({"workflow": "noop", "overrides": {"tasks": 3}, "max_attempts": 1})
+    machine = bench.machine()
+    for left in (4, 3, 2, 1, 0):
+        (claim,) = tick(machine, capacity=1).claims
+        assert process(machine, claim) is None
+        assert away == left
+    run(machine, once=True)
+    machine.close()
+    (manifest,) = bench.manifests()
+    assert manifest["outcome"] == "done"
+    assert [task["attempt"][0] for task in manifest["tasks"][:2]] == ["1", "6"]

@@ -16,7 +16,7 @@ from urllib3.util import Retry
 
 from processor.assembly import open_notices
 from processor.config import load_without_file
-from processor.contact_sheet import contact_sheet
+from processor.contact_sheet import CELL, contact_sheet, thumbnail
 from processor.errors import ConfigError
 from processor.notify import Notice, Notices
 from processor.run import run
@@ -190,8 +190,8 @@ class TestContactSheet:
     def test_every_picture_is_on_it_in_order(self) -> None:
         """Six colours, three to a row; what is no picture is left out."""
         colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250), (250, 0, 250)]
-        pictures = [(f"task {n}", _png(colour)) for n, colour in enumerate(colours)]
-        made = contact_sheet([*pictures, ("no picture", b"junk")], columns=3)
+        pictures = [(f"task {n}", thumbnail(_png(colour), CELL)) for n, colour in enumerate(colours)]
+        made = contact_sheet([*pictures, ("no picture", thumbnail(b"junk", CELL))], columns=3)
         assert made is not None
         with Image.open(io.BytesIO(made)) as sheet:
             width, height = sheet.width / 3, sheet.height / 2
@@ -202,7 +202,7 @@ class TestContactSheet:
                 assert all(abs(a - b) < 24 for a, b in zip(seen, colour, strict=True))
 
     def test_nothing_makes_no_sheet(self) -> None:
-        assert contact_sheet([("junk", b"junk")]) is None
+        assert contact_sheet([("junk", None)]) is None
 
 
 def _png(colour: tuple[int, int, int]) -> bytes:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from processor.contact_sheet import thumbnail
 from processor.errors import JobInvalid
 from processor.handler import LocalFile, TaskContext, TaskOutput, Work
 from processor.models import Output
@@ -116,6 +117,47 @@ class TestConversion:
         ]
         assert shaped(files, TASK, Output(format="jpeg"), tmp_path) == files
 
+    @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+    @pytest.mark.parametrize("wanted", ["webp", "jpeg"])
+    def test_a_depth_map_stays_as_it_is(self, tmp_path: Path, mode: str, wanted: Any) -> None:
+        """In 8 bits all of it that is not nearly black would be white."""
+        Image.new(mode, (8, 8), 300).save(tmp_path / "a.tiff")
+        files = [LocalFile(tmp_path / "a.tiff", "a.tiff", "image/tiff")]
+        assert shaped(files, TASK, Output(format=wanted), tmp_path) == files
+
+
+class TestThumbnails:
+    @pytest.mark.parametrize(
+        ("mode", "values"),
+        [("I;16", (0, 32896, 65535)), ("F", (0.0, 0.502, 1.0)), ("F", (-3.0, 0.0, 3.0))],
+    )
+    def test_deep_pictures_keep_their_greys(self, mode: str, values: tuple[float, ...]) -> None:
+        image = Image.new(mode, (30, 10))
+        for place, value in enumerate(values):
+            image.paste(value, (10 * place, 0, 10 * place + 10, 10))
+        small = thumbnail(_file(image, "TIFF"), 30)
+        assert small is not None
+        for place, grey in enumerate((0, 128, 255)):
+            assert small.getpixel((10 * place + 5, 5)) == pytest.approx((grey,) * 3, abs=1)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+    def test_what_is_clear_shows_the_paper(self, mode: str) -> None:
+        small = thumbnail(_file(Image.new("RGBA", (40, 40), (200, 0, 0, 0)).convert(mode), "PNG"), 20)
+        assert small is not None
+        assert min(small.getpixel((5, 5))) > 240  # type: ignore[arg-type]
+
+    def test_a_damaged_file_is_no_picture(self) -> None:
+        """AVIF's decoder says so by RuntimeError, others by whatever they like."""
+        whole = _file(Image.effect_noise((64, 48), 60), "AVIF")
+        head = whole.index(b"mdat") + 4
+        assert thumbnail(whole[:head] + b"\xff" * (len(whole) - head), 20) is None
+
+
+def _file(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
 
 def paints(work: Work, context: TaskContext) -> TaskOutput:
     """A handler's task: one small picture, its colour by its number."""
@@ -149,6 +191,14 @@ class TestBeside:
         with bench.main.get(folder + "index.html") as download:
             assert b'href="tasks.csv"' in download.body.read()
 
+    def test_a_job_that_only_says_something_has_its_page(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path, ScriptedHandler(lambda *_: TaskOutput([], 0.0, data={"Caption": "a cat"})))
+        bench.drop({"workflow": "noop"})
+        machine = bench.machine()
+        run(machine, once=True)
+        machine.close()
+        assert [key for key in bench.keys("comfy_outputs/") if key.endswith("/index.html")]
+
     def test_names_and_formats_are_in_the_manifest(self, tmp_path: Path) -> None:
         bench = finish(tmp_path, output={"name": "{task}", "format": "webp"})
         (manifest,) = bench.manifests()
@@ -175,6 +225,21 @@ class TestBeside:
         }
         assert beside <= set(bench.keys(folder)) <= before
 
+    def test_a_sequence_that_fails_in_any_way_costs_the_job_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else its drop would stay in the inbox, and all effects be done again each minute."""
+        monkeypatch.setattr("processor.sequence._animated", lambda *_: 1 / 0)
+        bench = finish(tmp_path, output={"sequence": "gif"})
+        (manifest,) = bench.manifests()
+        assert manifest["outcome"] == "done"
+        assert not list(bench.keys("inbox/"))
+
+    def test_a_sequence_has_at_least_a_picture_in_ten_seconds(self) -> None:
+        """A GIF's delays are 16 bits of hundredths."""
+        with pytest.raises(ValueError, match="fps"):
+            Output(sequence="gif", fps=0.001)
+
     def test_a_formula_in_a_prompt_is_a_text_in_a_spreadsheet(self, tmp_path: Path) -> None:
         from processor.records import Manifest
         from processor.task_table import tasks_csv
@@ -183,16 +248,24 @@ class TestBeside:
         value["tasks"][0]["params"] = {"prompt": "=HYPERLINK(1)"}
         assert b"'=HYPERLINK(1)" in tasks_csv(Manifest.model_validate(value))
 
+    def test_no_two_columns_share_a_name(self, tmp_path: Path) -> None:
+        """A seed among the parameters is the task's; another parameter keeps its own column."""
+        from processor.records import Manifest
+        from processor.task_table import tasks_csv
+
+        (value,) = finish(tmp_path).manifests()
+        for task in value["tasks"]:
+            task["seed"], task["params"] = 5, {"seed": 5, "files": "x"}
+        head = tasks_csv(Manifest.model_validate(value)).decode("utf-8-sig").split("\r\n")[0].split(",")
+        assert head[:4] == ["task", "status", "seed", "param.files"]
+        assert len(set(head)) == len(head)
+
 
 def test_a_sequence_as_mp4_plays() -> None:
     """With the video extra; odd sides and other shapes are fitted to the first picture's."""
     av = pytest.importorskip("av", reason="the video extra is not installed")
-    shots = []
-    for size in ((49, 33), (49, 33), (20, 60)):
-        buffer = io.BytesIO()
-        Image.new("RGB", size, "teal").save(buffer, "PNG")
-        shots.append(buffer.getvalue())
-    made = sequence(shots, 3, kind="mp4", fps=8)
+    shots = [Image.new("RGB", size, "teal") for size in ((49, 33), (49, 33), (20, 60))]
+    made = sequence(shots, kind="mp4", fps=8)
     assert made is not None
     with av.open(io.BytesIO(made)) as film:
         frames = list(film.decode(video=0))
@@ -200,4 +273,4 @@ def test_a_sequence_as_mp4_plays() -> None:
 
 
 def test_one_picture_is_no_sequence() -> None:
-    assert sequence([b"junk"], 1, kind="webp", fps=8) is None
+    assert sequence([None, Image.new("RGB", (8, 8))], kind="webp", fps=8) is None

@@ -177,10 +177,27 @@ def test_names_for_people_fit_into_a_directory() -> None:
         )
         for index in range(2)
     ]
-    names = [name for _, name in nice_names(SimpleNamespace(tasks=tasks))]  # type: ignore[arg-type]
+    names = [name for _, name in nice_names(SimpleNamespace(tasks=tasks, job=None))]  # type: ignore[arg-type]
     assert len(set(names)) == 4
     assert all(len(f".{name}.part".encode()) <= 255 for name in names)
     assert all(name.startswith(("0-夜", "1-夜")) and name.endswith(".png") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("a cat/0001.png", ["a cat/0001.png", "a cat/0001-2.png"]),
+        ("../../etc/x.png", ["etc/x.png", "etc/x-2.png"]),
+        ("C:\\x.y.png", ["C_/x.y.png", "C_/x.y-2.png"]),
+        ("...", ["0", "0-2"]),
+    ],
+)
+def test_names_that_the_job_gave_are_kept(name: str, fetched: list[str]) -> None:
+    """As far as they lead nowhere else."""
+    file = SimpleNamespace(name=name)
+    tasks = [SimpleNamespace(index=0, files=[file, file], params={}, seed=None)]
+    manifest = SimpleNamespace(tasks=tasks, job={"output": {"name": "{prompt}/{task}"}})
+    assert [name for _, name in nice_names(manifest)] == fetched  # type: ignore[arg-type]
 
 
 def test_logs_tell_engine_and_errors(dropbatch: Dropbatch, finished: dict[str, str]) -> None:

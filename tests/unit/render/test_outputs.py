@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from handlers.render.catalog import MEDIA_TYPES
 from handlers.render.outputplace import KeptOutputs
 from handlers.render.outputs import (
+    Chosen,
     Reported,
     collect,
     inside,
@@ -24,8 +27,9 @@ from handlers.render.outputs import (
     reported_files,
     visible_prefix,
 )
+from handlers.render.turns import Turns
 from processor.errors import ErrorKind, TaskFailed
-from processor.handler import LocalFile
+from processor.handler import LocalFile, Stop
 from tests.support.comfyui import checkout
 from tests.support.rendering import Bench, builtin_settings, image_graph
 
@@ -85,6 +89,24 @@ def test_every_kind_of_output() -> None:
     assert [file.filename for file in reported_files(outputs)] == ["a.png", "b.mp4", "c.flac", "d.glb"]
     graph = {node: {"class_type": f"N{node}", "inputs": {}} for node in outputs}
     assert reported_data(outputs, graph) == {"N6": "hello", "N7": "x"}
+
+
+def test_nodes_that_a_node_expands_into_are_its_own(tmp_path: Path) -> None:
+    """A loop runs as nodes that no graph has. Of theirs, only what is under our tag is surely ours."""
+    files = {
+        node: {"images": [{"filename": f"{node}.png", "subfolder": where, "type": "output"}]}
+        for node, where in (("3.0.0.1", "db-1/x"), ("3.1.0.2", ""), ("odd.7", "db-1"), ("9", "db-2"))
+    }
+    took: list[str] = []
+
+    def take(file: Reported, _target: Path) -> bool:
+        took.append(file.filename)
+        return True
+
+    made = collect(files, image_graph(), tag="db-1", workdir=tmp_path, take=take, owners={"odd.7": "2"})
+    assert took == ["3.0.0.1.png", "odd.7.png"]
+    assert [(file.name, file.node) for file in made] == [("x/3.0.0.1.png", "3"), ("odd.7.png", "2")]
+    assert reported_data({"3.0.0.5": {"text": ["hello"]}}, image_graph()) == {"SaveImage": "hello"}
 
 
 def test_data_is_redacted() -> None:
@@ -272,6 +294,84 @@ class TestSavedWhereItChose:
             bench.run_task(plan)
         assert caught.value.kind is ErrorKind.UNAVAILABLE
         assert len(bench.run_task(plan).files) == 2
+
+    def test_one_name_for_all_gives_each_task_its_own(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Although the next prompts run while the last one's file is copied."""
+        copy = KeptOutputs.copy
+
+        def slowly(self: KeptOutputs, path: Path, target: Path) -> bool:
+            time.sleep(0.05)
+            return copy(self, path, target)
+
+        monkeypatch.setattr(KeptOutputs, "copy", slowly)
+        graph = image_graph() | {"9": {"class_type": "Latest", "inputs": {"image": ["1", 0], "word": "a"}}}
+        plan = bench.plan(graph, matrix={"1.color": [*range(1, 10), 1, 2, 3]})
+
+        def blue(index: int) -> int:
+            files = {file.name: file for file in bench.run_task(plan, index).files}
+            assert len(files) == 2
+            return int(files["a.txt"].path.read_text())
+
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(blue, range(12))) == [*range(1, 10), 1, 2, 3]
+
+
+class TestTurns:
+    """Whose file lies under a path that a node chose."""
+
+    def graph(self, *classes: str) -> dict[str, Any]:
+        return {name: {"class_type": name, "inputs": {}} for name in classes}
+
+    def chosen(self, maker: str, *, path: str = "a.png", cached: bool = False) -> list[Chosen]:
+        return [Chosen(path, "Latest", maker, cached)]
+
+    def test_known_ones_go_one_at_a_time(self) -> None:
+        turns, stop = Turns(), Stop()
+        with turns.taken(self.graph("Latest"), stop) as turn:
+            assert turns.settle(turn, self.chosen("m"), stop)
+            with turns.taken(self.graph("SaveImage"), stop):
+                pass
+            stop.set(ErrorKind.CANCELLED)
+            with pytest.raises(TaskFailed), turns.taken(self.graph("Latest"), stop):
+                pass
+
+    @pytest.mark.parametrize(
+        ("second", "path", "settled"),
+        [("n", "a.png", [False, False]), ("m", "a.png", [True, True]), ("n", "b.png", [True, True])],
+    )
+    def test_those_at_once_wait_for_each_other(self, second: str, path: str, settled: list[bool]) -> None:
+        """And share nothing: neither learns which of two files was the last."""
+        turns, stop = Turns(), Stop()
+        with (
+            ThreadPoolExecutor(1) as pool,
+            turns.taken(self.graph("Latest"), stop) as one,
+            turns.taken(self.graph("Latest"), stop) as other,
+        ):
+            first = pool.submit(turns.settle, one, self.chosen("m"), stop)
+            with pytest.raises(TimeoutError):
+                first.result(0.05)
+            assert [turns.settle(other, self.chosen(second, path=path), stop), first.result()] == settled
+
+    def test_what_failed_may_have_written_anywhere(self) -> None:
+        turns, stop = Turns(), Stop()
+        with turns.taken(self.graph("Latest"), stop) as turn:
+            with pytest.raises(TaskFailed), turns.taken(self.graph("Latest"), stop):
+                raise TaskFailed(ErrorKind.NODE_FAILED, "x")
+            assert not turns.settle(turn, self.chosen("m"), stop)
+
+    def test_a_cached_report_of_what_was_written_over_is_forgotten(self) -> None:
+        turns, stop = Turns(), Stop()
+        for maker, cached in (("m", False), ("m", True), ("n", False)):
+            with turns.taken(self.graph("Latest"), stop) as turn:
+                assert turns.settle(turn, self.chosen(maker, cached=cached), stop)
+        with (
+            turns.taken(self.graph("Latest"), stop) as turn,
+            pytest.raises(TaskFailed, match=r"another prompt's") as caught,
+        ):
+            turns.settle(turn, self.chosen("m", cached=True), stop)
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
 def test_kept_outputs_are_bounded(tmp_path: Path) -> None:

@@ -561,13 +561,14 @@ def checkpoints(studio: Studio, manifest: Manifest) -> list[str]:
 
 def test_a_retry_goes_on_from_its_parents_last_checkpoint(studio: Studio) -> None:
     """Or that one's parent's, should it not have come to one of its own; `all` begins anew."""
-    studio.rescript(at={"8": "nan"}, always=True)
+    # It ends by itself, so that all it said is read; a loss that is no number ends it at once.
+    studio.rescript(at={"8": "caption"}, always=True)
     studio.drop_dataset()
     studio.work()
     first = studio.manifest()
     kept = checkpoints(studio, first)
-    assert len(kept) == 6
-    studio.rescript(at={"7": "nan"}, always=True)
+    assert any(key.endswith("/000000006.json") for key in kept)  # the one before may have been overtaken
+    studio.rescript(at={"7": "caption"}, always=True)
     second = retry(studio, first, "failed")
     assert (second.outcome, checkpoints(studio, second)) == (Outcome.FAILED, [])
     studio.rescript()

@@ -235,7 +235,7 @@ def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, Task
     adopted = _adopted(trying, plan)
     if job.retry_of is None or job.retry_tasks == "all":
         return reused_results(trying, job, plan, known=adopted) | adopted
-    return copied_results(trying, job.retry_of, plan, known=adopted) | adopted
+    return copied_results(trying, job.retry_of, known=adopted) | adopted
 
 
 def _adopted(trying: Trying, plan: Plan) -> dict[int, TaskResult]:

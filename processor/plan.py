@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from processor.attempt import Trying
 from processor.commit import standing
-from processor.errors import JobInvalid, NotFound, StoreError, StoreUnavailable
-from processor.execute import record
+from processor.copying import own_copy
+from processor.errors import JobInvalid, StoreError, StoreUnavailable
 from processor.handler import Handler, PlanContext
-from processor.layout import attempt_key, execution_prefix
+from processor.layout import attempt_key
 from processor.leases.protocol import Record
 from processor.machine import Machine
 from processor.models import JobBase
@@ -71,10 +71,8 @@ def known_plan(trying: Trying) -> Plan | None:
         return None
 
 
-def copied_results(
-    trying: Trying, parent: str, plan: Plan, *, known: Container[int]
-) -> dict[int, TaskResult]:
-    """A retried job's successes, their files copied: no job's results point into another's.
+def copied_results(trying: Trying, parent: str, *, known: Container[int]) -> dict[int, TaskResult]:
+    """A retried job's successes, their files copied; a task whose files are gone is run again.
 
     Args:
         known: tasks that need no copy; an earlier attempt of this retry has made it.
@@ -82,7 +80,7 @@ def copied_results(
     """
 
     def copy(result: TaskResult) -> TaskResult | None:
-        return _copy(trying, plan, result, parent)
+        return own_copy(trying, result, reused_from=parent)
 
     manifest = standing(trying.machine, parent)
     tasks = manifest.tasks if manifest else []
@@ -92,22 +90,6 @@ def copied_results(
         trying.keep_alive()
         if result is not None:
             copied[result.index] = result
-    return copied
-
-
-def _copy(trying: Trying, plan: Plan, result: TaskResult, parent: str) -> TaskResult | None:
-    """One result with copies of its files under this attempt; None where its files are gone."""
-    prefix = execution_prefix(plan.job_id, trying.name, result.index, result.execution)
-    files = []
-    try:
-        for file in result.files:
-            trying.machine.stores.main.copy(file.key, prefix + file.name)
-            files.append(file.model_copy(update={"key": prefix + file.name}))
-    except NotFound:
-        return None  # someone has removed the parent's file: that task is run again
-    changes = {"files": files, "attempt": trying.name, "cost_usd": 0.0, "reused_from": parent}
-    copied = result.model_copy(update=changes)
-    record(trying.machine.stores.main, plan.job_id, copied)
     return copied
 
 

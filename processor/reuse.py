@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 from pydantic import ValidationError
 
-from processor.errors import NotFound
-from processor.execute import record
-from processor.layout import execution_prefix, is_job_id, reuse_key, reuse_prefix
+from processor.copying import own_copy
+from processor.layout import is_job_id, reuse_key, reuse_prefix
 from processor.models import JobBase, Output, RenderJob
 from processor.parallel import each_of
 from processor.records import Manifest, Plan, Task, TaskResult
@@ -60,7 +59,7 @@ def reused_results(
 
     def copy(offer: tuple[TaskResult, str]) -> TaskResult | None:
         result, origin = offer
-        return _copied(trying, result, origin=origin, task=wanted[result.hash], plan=plan)
+        return _copied(trying, result, origin=origin, task=wanted[result.hash])
 
     for manifest in manifests(store, _jobs(trying.machine, plan)):
         if not wanted:
@@ -85,29 +84,17 @@ def _jobs(machine: Machine, plan: Plan) -> list[str]:
     return list(itertools.islice(dict.fromkeys(found), MAX_JOBS))
 
 
-def _copied(trying: Trying, result: TaskResult, *, origin: str, task: Task, plan: Plan) -> TaskResult | None:
-    prefix = execution_prefix(plan.job_id, trying.name, task.index, result.execution)
-    files = []
-    try:
-        for file in result.files:
-            copy = trying.machine.stores.main.copy(file.key, prefix + file.name)
-            if copy.size_bytes != file.size_bytes:
-                return None
-            files.append(file.model_copy(update={"key": prefix + file.name}))
-    except NotFound:
-        log.info("reuse.files_gone", job_id=plan.job_id, origin=origin, task=task.index)
-        return None
-    changes = {
-        "index": task.index,
-        "files": files,
-        "params": task.params,
-        "seed": task.seed,
-        "attempt": trying.name,
-        "cost_usd": 0.0,
-        "reused_from": result.reused_from or origin,
-    }
-    copied = result.model_copy(update=changes)
-    record(trying.machine.stores.main, plan.job_id, copied)
+def _copied(trying: Trying, result: TaskResult, *, origin: str, task: Task) -> TaskResult | None:
+    copied = own_copy(
+        trying,
+        result,
+        index=task.index,
+        params=task.params,
+        seed=task.seed,
+        reused_from=result.reused_from or origin,
+    )
+    if copied is None:
+        log.info("reuse.files_gone", job_id=trying.job_id, origin=origin, task=task.index)
     return copied
 
 

@@ -96,7 +96,7 @@ def _take(machine: Machine, report: TickReport, inbox: Inbox, peeked: Peeked) ->
 def _put_urgent_ones_first(
     machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
 ) -> None:
-    """Glance behind a long queue: who drops something urgent has just done so.
+    """Look behind a long queue: who drops something urgent has just done so.
 
     Cost: 1 request for each of the last few drops, which is not made again when their turn comes.
     """
@@ -114,7 +114,7 @@ def _put_urgent_ones_first(
 def _look_further(
     machine: Machine, report: TickReport, inbox: Inbox, wanted: int, busy: Collection[str]
 ) -> None:
-    """Glance at the next drops, oldest first, until so many are ready or none is left."""
+    """Look at the next drops, oldest first, until so many are ready or none is left."""
     while report.looked < len(inbox.due) and len(report.ready) < wanted and not report.out_of_reach:
         end = report.looked + min(wanted - len(report.ready), _AT_ONCE)
         drops = inbox.due[report.looked : end]

@@ -25,13 +25,13 @@ class TaskInputs:
     def _named(self, value: Any) -> dict[str, InputFile]:
         if not self._files:
             return {}
-        return {text: self._files[text] for text in _texts(value) if text in self._files}
+        return {text: self._files[text] for text in texts_in(value) if text in self._files}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for child in value.values() if isinstance(value, dict) else value:
-            yield from _texts(child)
+            yield from texts_in(child)

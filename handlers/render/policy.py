@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -12,6 +12,7 @@ from handlers.render.catalog import DENIED_NODES, FILE_LIKE_HINTS, PATH_INPUT_HI
 from handlers.render.graph import Graph, Schema, Set, describe, is_link
 from handlers.render.outputs import PREFIX_INPUT
 from processor.errors import ErrorKind, JobInvalid
+from processor.task_inputs import texts_in
 
 _ADDRESS: Final = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 
@@ -102,7 +103,7 @@ def _danger(graph: Graph, name: str, value: Any, feeding: set[str]) -> str | Non
         texts = _fed(graph, value[0], feeding) if path_like or calls else []
         path_like = calls = True  # each text is looked at once, whatever it feeds
     else:
-        texts = list(_texts(value))
+        texts = list(texts_in(value))
         path_like = path_like or any(hint in folded for hint in FILE_LIKE_HINTS)
     if calls and any(_ADDRESS.match(text) for text in texts):
         return "holds an address, and the node would call it"
@@ -124,17 +125,8 @@ def _fed(graph: Graph, node_id: str, feeding: set[str]) -> list[str]:
             if is_link(value):
                 waiting.append(value[0])
             else:
-                texts.extend(_texts(value))
+                texts.extend(texts_in(value))
     return texts
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def leads_out(path: str) -> bool:

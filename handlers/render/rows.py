@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.render.graph import Graph, Set, Target, describe, is_link, seed_targets
+from handlers.render.graph import Graph, Set, Target, describe, seed_targets
 from handlers.render.naming import Binder
 from handlers.render.prompts import read_prompts
 from processor.errors import JobInvalid
@@ -46,13 +46,9 @@ def task_sets(
     ]
 
 
-def seed_of(graph: Graph, targets: list[Target] | None = None) -> int | None:
+def seed_of(graph: Graph) -> int | None:
     """The seed that a graph runs with; None where it has none."""
-    for target in seed_targets(graph) if targets is None else targets:
-        value = graph[target.node]["inputs"].get(target.input)
-        if isinstance(value, int) and not is_link(value):
-            return value
-    return None
+    return _final_seed(graph, {}, seed_targets(graph))
 
 
 def _row_sets(

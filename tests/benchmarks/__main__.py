@@ -23,7 +23,7 @@ from tests.benchmarks import host
 from tests.benchmarks.measure import Figure, skipped
 from tests.benchmarks.page import render_page
 
-ROWS: Final = ("startup", "cost", "fanout", "scanning", "latency", "uploading", "rendering")
+ROWS: Final = ("startup", "cost", "fanout", "scanning", "latency", "uploading", "rendering", "diffusion")
 """Modules here with `run(work) -> list[Figure]`."""
 _DOCS: Final = Path(__file__).parents[2] / "docs"
 _ROW_S: Final = 3600

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from processor.cli import console
 from processor.cli.exits import UsageError
@@ -48,13 +49,16 @@ def command(
         if as_json:
             console.print_json(taken)
         else:
-            console.out().print(f"{taken['files']} files now lie in {taken['key']}")
+            console.out().print(f"{taken['files']} files now lie in {escape(taken['key'])}")
         return
     found = list_datasets(stores.datasets)
     if as_json:
         console.print_json(found)
     else:
-        rows = [[each["name"], each["latest"], str(each["versions"]), str(each["files"])] for each in found]
+        rows = [
+            [escape(each["name"]), each["latest"], str(each["versions"]), str(each["files"])]
+            for each in found
+        ]
         console.print_table(["dataset", "latest version", "versions", "files"], rows)
 
 

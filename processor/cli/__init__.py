@@ -7,9 +7,11 @@ which is imported, and Typer with it, only when that command is called.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     import typer
@@ -67,11 +69,17 @@ _NO_SUCH_COMMAND: Final = 2
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point. Ends the process with one of `processor.cli.exits.Exit`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no tick, and needs none
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         if arguments[1:] and arguments[0] == "help":
             main([arguments[1], "--help"])
-        print(_help())
+        try:
+            print(_help(), flush=True)
+        except BrokenPipeError:
+            reader_gone()
         sys.exit(0)
     name = arguments[0]
     if name in ("--version", "-V"):
@@ -96,6 +104,12 @@ def _app(name: str, entry: Entry) -> typer.Typer:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name)(guarded(module.command))
     return app
+
+
+def reader_gone() -> NoReturn:
+    """End well: who read stdout (`| head`) has enough; nothing more may be written, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _help() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -48,15 +48,31 @@ STYLES = {
 """The colour of each word that says how something stands."""
 
 
+class SafeConsole(Console):
+    """Texts of jobs are shown, and whoever may write to an inbox wrote them: none drives the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the guard around the command; Rich would end it with 1."""
+        raise BrokenPipeError
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey."""
+    return "".join(character for character in text if character in "\n\t" or character.isprintable())
+
+
 def out() -> Console:
     """Where results go: stdout as it is now. Piped, lines are not folded."""
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    return Console(file=sys.stdout, highlight=False, width=width)
+    return SafeConsole(file=sys.stdout, highlight=False, width=width)
 
 
 @cache
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return SafeConsole(stderr=True, highlight=False)
 
 
 def note(text: str) -> None:

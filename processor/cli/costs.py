@@ -125,13 +125,11 @@ def _print(rows: dict[str, dict[str, Any]], by: str, jobs: int) -> None:
     from processor.spelling import duration, money, plural
 
     total = _total(rows)
-    console.print_table(
-        [by, "tasks", "engine time", "cost"],
-        [
-            [escape(heading), f"{row['tasks']:,}", duration(row["seconds"]), money(row["cost_usd"])]
-            for heading, row in rows.items()
-        ],
-    )
+    cells = [
+        [escape(heading), f"{row['tasks']:,}", duration(row["seconds"]), money(row["cost_usd"])]
+        for heading, row in rows.items()
+    ]
+    console.print_notes_below([by, "tasks", "engine time", "cost"], [(row, "") for row in cells])
     console.out().print(
         f"[bold]{money(total['cost_usd'])}[/bold]  {plural(jobs, 'job')}, {plural(total['tasks'], 'task')}, "
         f"{duration(total['seconds'])} of engine time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from processor.config import Settings
     from processor.store import Store
 
+_KEPT = (
+    "bucket",
+    "lease_backend",
+    "comfyui_url",
+    "comfyui_dir",
+    "comfyui_python",
+    "comfyui_args",
+    "comfyui_cpu",
+    "models_dir",
+    "work_dir",
+    "log_level",
+    "log_format",
+)
+"""Settings that the demo goes by."""
 _MARK = ".dropbatch-demo"
 """A folder that holds this file was made by the demo, and may be made anew by it."""
 _WHOLE_S = 60.0
@@ -41,9 +56,27 @@ def command(
       dropbatch demo
       dropbatch demo /tmp/demo && dropbatch open --bucket /tmp/demo
     """
-    settings = load_settings(None, str(_prepared(folder)), None, lease_backend="directory")
+    root = _prepared(folder)
+    settings = _settings(root)
     _run(settings)
-    _show(settings)
+    _show(settings, root)
+
+
+def _settings(root: Path) -> Settings:
+    """The demo's bucket and the user's engine; other settings may name buckets and people.
+
+    Raises:
+        StoreError: the ComfyUI that is named does not answer; its jobs would wait for it.
+    """
+    from processor.cli.findings import ask
+
+    own = load_settings(None, str(root), None, lease_backend="directory")
+    defaults = {
+        name: field.get_default() for name, field in type(own).model_fields.items() if name not in _KEPT
+    }
+    if own.comfyui_url:
+        ask(own.comfyui_url.rstrip("/") + "/system_stats")
+    return own.model_copy(update=defaults)
 
 
 def _prepared(folder: Path) -> Path:
@@ -75,28 +108,32 @@ def _prepared(folder: Path) -> Path:
 
 def _run(settings: Settings) -> None:
     from processor.cli.run import run_bucket
+    from processor.errors import StoreError
 
     display = None
     if sys.stderr.isatty():
         from processor.cli.display import Display
 
         display = Display()
-    _, signalled = run_bucket(settings, once=True, display=display)
+    report, signalled = run_bucket(settings, once=True, display=display)
     if signalled is not None:
         raise typer.Exit(128 + signalled)
+    if report.problem is not None:
+        raise StoreError(report.problem, where=settings.bucket)
 
 
-def _show(settings: Settings) -> None:
+def _show(settings: Settings, root: Path) -> None:
     """The table of jobs, where to look, and what this was and was not."""
     from processor.cli.options import open_main
 
     store = open_main(settings)
     made = _print_jobs(store)
     out = console.out()
-    root = Path(store.url.removeprefix("file://"))
     out.print()
     out.print(f"Pictures: [bold]{escape(str(root / made / 'index.html'))}[/bold]", soft_wrap=True)
-    out.print(f"All jobs: [bold]dropbatch open --bucket {escape(str(root))}[/bold]", soft_wrap=True)
+    out.print(
+        f"All jobs: [bold]dropbatch open --bucket {escape(shlex.quote(str(root)))}[/bold]", soft_wrap=True
+    )
     out.print()
     if settings.comfyui_url or settings.comfyui_dir:
         out.print("Rendered by your ComfyUI.", style="dim")

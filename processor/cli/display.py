@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from processor.cli.console import STYLES
+from processor.cli.console import STYLES, SafeConsole
 from processor.events import (
     Event,
     JobClaimed,
@@ -52,7 +52,7 @@ class Display:
     """An `Observer` that shows what it is told. Thread-safe; call it inside `shown`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or SafeConsole(stderr=True, highlight=False)
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._progress = Progress(

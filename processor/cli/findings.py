@@ -211,8 +211,8 @@ def _handlers(settings: Settings) -> Iterator[Finding]:
 def _comfyui(settings: Settings, engine: dict[str, Any]) -> Iterator[Finding]:
     if settings.comfyui_url:
         url = settings.comfyui_url.rstrip("/")
-        stats = _ask(url + "/system_stats")
-        engine.update(_ask(url + "/object_info"))
+        stats = ask(url + "/system_stats")
+        engine.update(ask(url + "/object_info"))
         version = stats.get("system", {}).get("comfyui_version", "of unknown version")
         devices = ", ".join(str(device.get("name")) for device in stats.get("devices", []))
         yield Finding("ok", "comfyui", f"{version} at {url}, {len(engine):,} node classes, {devices}")
@@ -239,7 +239,12 @@ def _checkout(folder: Path, python: Path | None) -> Iterator[Finding]:
         yield Finding("fail", "comfyui", f"{python} does not exist", "COMFYUI_PYTHON names its Python")
 
 
-def _ask(url: str) -> dict[str, Any]:
+def ask(url: str) -> dict[str, Any]:
+    """What a ComfyUI that runs answers.
+
+    Raises:
+        StoreError: nothing, or something else.
+    """
     import urllib3
 
     try:

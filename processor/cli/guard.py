@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -13,9 +14,14 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from processor.cli import reader_gone
 from processor.cli.exits import Exit, exit_code
 from processor.errors import DropbatchError
 from processor.redact import redact
+
+_EXTRAS = ("modal",)
+"""Packages that only an extra of the same name brings."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -38,15 +44,11 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except (KeyboardInterrupt, typer.Abort):
             sys.exit(Exit.INTERRUPTED)
         except BrokenPipeError:
-            # The reader (`| head`) has gone; nothing more may be written, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(Exit.OK)
+            reader_gone()
+        except ModuleNotFoundError as error:
+            _end_lacking(error)
         except OSError as error:
-            if error.filename is None:
-                _tell_defect(error)
-            # A file or folder of this machine that is not there, not ours, or not what it should be.
-            _tell(error, f"{error.filename}: {error.strerror}")
-            sys.exit(Exit.FAILED)
+            _end_by_system(error)
         except Exception as error:  # noqa: BLE001  (the outermost handler: a person reads what it says)
             _tell_defect(error)
 
@@ -55,6 +57,25 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     sys.exit(Exit.TERMINATED)
+
+
+def _end_lacking(error: ModuleNotFoundError) -> NoReturn:
+    extra = (error.name or "").partition(".")[0]
+    if extra not in _EXTRAS:
+        _tell_defect(error)
+    _tell(error, f"this needs the {extra} extra. pip install 'dropbatch[{extra}]'")
+    sys.exit(Exit.CONFIG)
+
+
+def _end_by_system(error: OSError) -> NoReturn:
+    """A file or folder of this machine is not there, not ours, not what it should be, or has no room."""
+    if error.errno in _FULL:
+        _tell(error, f"{error.strerror}. Make room, or write somewhere else")
+    elif error.filename is None:
+        _tell_defect(error)
+    else:
+        _tell(error, f"{error.filename}: {error.strerror}")
+    sys.exit(Exit.FAILED)
 
 
 def _tell_defect(error: Exception) -> NoReturn:

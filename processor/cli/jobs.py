@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -14,7 +15,17 @@ from pydantic import ValidationError
 from processor.cli.exits import NoSuchJob
 from processor.errors import NotFound, StoreError
 from processor.inbox import Drop, scan
-from processor.layout import DONE, FAILED, OUTPUTS, attempt_key, is_job_id, job_prefix, manifest_key
+from processor.layout import (
+    DONE,
+    FAILED,
+    INBOX,
+    OUTPUTS,
+    attempt_key,
+    is_job_id,
+    job_prefix,
+    manifest_key,
+    slug,
+)
 from processor.records import Attempt, Manifest
 from processor.store import Store, read_bytes
 
@@ -83,9 +94,26 @@ def find_job(store: Store, reference: str) -> str:
         found += [job for job in ids if job.startswith(reference) and job not in found]
     if len(found) == 1:
         return found[0]
+    if is_job_id(reference) and _waits(store, reference):
+        return reference
     if found:
         raise NoSuchJob(f"several jobs begin like this: {', '.join(found[:5])}", where=reference)
     raise NoSuchJob("there is no job with this id", where=reference, mend="`dropbatch status` lists them")
+
+
+def _waits(store: Store, job: str) -> bool:
+    """Whether a drop of exactly this id is in the inbox, behind however many others.
+
+    Cost: those of a scan; without versions in listings 1 more per drop of the same name.
+    """
+    for page in store.list(INBOX, versions=store.capabilities.versions):
+        for item in page.objects:
+            listed = Drop(item.key, item.version, item.size_bytes, item.modified)
+            same_name = slug(PurePosixPath(item.key).stem) == job.rpartition("-")[0]
+            drop = _told_apart(store, listed) if same_name else listed
+            if drop is not None and drop.job_id == job and not item.delete_marker:
+                return True
+    return False
 
 
 def job_ids(store: Store, beginning: str = "") -> Iterator[str]:
@@ -121,13 +149,19 @@ def waiting(store: Store) -> list[Waiting]:
 
 
 def _look(store: Store, drop: Drop) -> Waiting | None:
-    if not drop.version and drop.emitted_id is None:
-        try:
-            info = store.stat(drop.key)
-        except NotFound:  # settled since it was listed
-            return None
-        drop = Drop(drop.key, info.version, info.size_bytes, info.modified)
-    return Waiting(drop, begun=_has_begun(store, drop.job_id))
+    told_apart = _told_apart(store, drop)
+    return Waiting(told_apart, begun=_has_begun(store, told_apart.job_id)) if told_apart else None
+
+
+def _told_apart(store: Store, drop: Drop) -> Drop | None:
+    """The drop with its version, which an id is made of; None if it was settled since it was listed."""
+    if drop.version or drop.emitted_id is not None:
+        return drop
+    try:
+        info = store.stat(drop.key)
+    except NotFound:
+        return None
+    return Drop(drop.key, info.version, info.size_bytes, info.modified)
 
 
 def _has_begun(store: Store, job: str) -> bool:

@@ -83,9 +83,4 @@ def _read(store: Store, key: str) -> str:
         text = download.body.read(_SHOWN_BYTES).decode("utf-8", "replace")
         if download.info.size_bytes > _SHOWN_BYTES:
             text += f"\n… {download.info.size_bytes - _SHOWN_BYTES:,} more bytes in {key}"
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a log could otherwise drive the reader's terminal."""
-    return "".join(character for character in text if character in "\n\t" or character.isprintable())
+    return console.printable(text)  # a log could otherwise drive the reader's terminal

@@ -31,14 +31,17 @@ JobRef = Annotated[
 def load_settings(
     config: Path | None, bucket: str | None, endpoint_url: str | None, **flags: object
 ) -> Settings:
-    """The settings as this command line has them.
+    """The settings as this command line has them; logging goes by them from now on.
 
     Raises:
         ConfigError: see `processor.config.load`.
     """
+    from processor import log
     from processor.config import load
 
-    return load(config, bucket=bucket, endpoint_url=endpoint_url, **flags)
+    settings = load(config, bucket=bucket, endpoint_url=endpoint_url, **flags)
+    log.configure_from(settings)  # to stderr: what a command prints may be piped
+    return settings
 
 
 def open_main(settings: Settings) -> Store:

@@ -102,15 +102,17 @@ def _print_inbox(inbox: Inbox, pending: list[Waiting], now: datetime) -> None:
         console.warn("this bucket is paused; `dropbatch resume` lets it go on")
     if pending:
         rows = [
-            [
-                escape(item.drop.job_id),
-                console.word("running" if item.begun else "waiting"),
+            (
+                [
+                    escape(item.drop.job_id),
+                    console.word("running" if item.begun else "waiting"),
+                    console.ago(item.drop.modified, now),
+                ],
                 escape(item.drop.key),
-                console.ago(item.drop.modified, now),
-            ]
+            )
             for item in pending
         ]
-        console.print_table(["in the inbox", "", "", "dropped"], rows)
+        console.print_notes_below(["in the inbox", "", "dropped"], rows)
     more = inbox.pending + inbox.nightly - len(pending)
     notes = [
         f"{more:,} more wait" if more > 0 else "",
@@ -121,7 +123,7 @@ def _print_inbox(inbox: Inbox, pending: list[Waiting], now: datetime) -> None:
     ]
     for text in filter(None, notes):
         console.note(text)
-    if not pending and not inbox.paused:
+    if not pending and not inbox.paused and not any(notes):
         console.note("the inbox is empty")
 
 

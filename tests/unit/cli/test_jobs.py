@@ -312,3 +312,29 @@ def test_pause_holds_everything_until_resume(dropbatch: Dropbatch, bucket: Path,
     assert dropbatch("run", "--once", "--json").json["outcomes"] == {"done": 1}
     assert dropbatch("status", job, "--json").json["state"] == "done"
     assert "was not paused" in dropbatch("resume").err
+
+
+def test_the_newest_of_hundreds_is_found_by_its_whole_id(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the oldest are listed, but what was dropped by mistake can be called back."""
+    monkeypatch.setattr("processor.cli.jobs.MAX_WAITING", 3)
+    for _ in range(3):
+        dropbatch("drop", job_file("older.json"))
+    newest = dropbatch("drop", job_file("urgent.json")).out.strip()
+    assert dropbatch("status", newest, "--json").json["state"] == "waiting"
+    assert dropbatch("cancel", newest).code == 0
+    assert (bucket / "inbox/control/cancel" / newest).exists()
+    assert dropbatch("cancel", newest[:-1] + ("0" if newest[-1] != "0" else "1")).code == 5
+
+
+def test_a_jobs_texts_do_not_drive_the_terminal(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile
+) -> None:
+    """Whoever may write to the inbox chose them."""
+    graph = {**GRAPH, "fail": {"class_type": "Fail\x1b[2J", "inputs": {}}}
+    dropbatch("drop", job_file("x.json", workflow=graph))
+    checked = dropbatch("check", job_file("x.json", workflow=graph))
+    assert dropbatch("run", "--once").code in (0, 1)
+    assert "\x1b" not in checked.out + dropbatch("status").out
+    assert "Fail[2J" in checked.out

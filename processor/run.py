@@ -81,6 +81,8 @@ class RunReport:
     problem: str | None = None
     over_budget: str | None = None
     """Why jobs that are due were left in the inbox at the last look, if the day's budget is used up."""
+    paused: bool = False
+    """The bucket was paused at the last look."""
 
     @property
     def settled(self) -> int:
@@ -234,7 +236,7 @@ class _Loop:
         busy = busy | self._resting_ids()
         report = tick(self._machine, capacity=capacity, busy=busy, night_open=self._night_open)
         self._note_problem(report)
-        self._report.over_budget = report.over_budget
+        self._report.over_budget, self._report.paused = report.over_budget, report.paused
         self._fruitless = self._fruitless + 1 if report.unclaimed and not report.claims else 0
         if self._on_tick:
             self._on_tick(report)

@@ -63,6 +63,7 @@ def command(
                 "given_back": report.given_back,
                 "problem": report.problem,
                 "over_budget": report.over_budget,
+                "paused": report.paused,
             }
         )
     raise typer.Exit(_exit(report, signalled))
@@ -135,6 +136,8 @@ def _exit(report: RunReport, signalled: signal.Signals | None) -> int:
         return 128 + signalled
     if report.over_budget is not None:
         console.note(f"{report.over_budget}: what is due waits in the inbox for tomorrow")
+    if report.paused:
+        console.note("this bucket is paused; `dropbatch resume` lets it go on")
     if report.problem is not None:
         console.warn(report.problem)
         return Exit.STORE

@@ -306,7 +306,9 @@ def test_pause_holds_everything_until_resume(dropbatch: Dropbatch, bucket: Path,
     """Drops wait; nothing is lost."""
     job = dropbatch("drop", job_file()).out.strip()
     assert dropbatch("pause").code == 0
-    assert dropbatch("run", "--once", "--json").json["outcomes"] == {}
+    ran = dropbatch("run", "--once", "--json")
+    assert (ran.json["outcomes"], ran.json["paused"]) == ({}, True)
+    assert "dropbatch resume" in ran.err
     assert dropbatch("status", "--json").json["paused"] is True
     assert dropbatch("resume").code == 0
     assert dropbatch("run", "--once", "--json").json["outcomes"] == {"done": 1}

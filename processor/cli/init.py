@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
+from zoneinfo import available_timezones
 
 import typer
 
@@ -175,7 +176,8 @@ def _cap(given: float | None) -> float:
 
 def _zone_here() -> str:
     """This machine's zone, if it says so in the usual way."""
-    if zone := os.environ.get("TZ"):
-        return zone.lstrip(":")
+    zone = os.environ.get("TZ", "").lstrip(":")
+    if zone in available_timezones():  # it may also name a file, or spell a rule
+        return zone
     target = str(Path("/etc/localtime").resolve())
     return target.partition("zoneinfo/")[2] or "UTC"

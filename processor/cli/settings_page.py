@@ -31,7 +31,8 @@ commands, too. The first that says something holds:
 
 1. options on the command line,
 2. `DROPBATCH_*` environment variables,
-3. ComfyUI's own: `COMFYUI_URL`, `COMFYUI_DIR`, `COMFYUI_PYTHON`,
+3. the engines' own: `COMFYUI_URL`, `COMFYUI_DIR`, `COMFYUI_PYTHON`, `AI_TOOLKIT_DIR`, `AI_TOOLKIT_PYTHON`;
+   and `SLACK_ERROR_CHANNEL`,
 4. `dropbatch.toml` in the current directory, or the file that `--config` or `DROPBATCH_CONFIG_FILE` names,
 5. the default.
 

@@ -40,6 +40,8 @@ class Engine:
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
     outputs: KeptOutputs = field(default_factory=KeptOutputs)
+    previews: KeptOutputs = field(default_factory=KeptOutputs)
+    """Temporary files: a node may still read one that ComfyUI's cache reports to it."""
     turns: Turns = field(default_factory=Turns)
     used: bool = False
     broken: bool = False

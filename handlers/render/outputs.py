@@ -91,6 +91,14 @@ def prefix_sets(graph: Graph, tag: str) -> list[Set]:
     return sets
 
 
+def folders_of(sets: list[Set]) -> Iterator[str]:
+    """The folders under `output` that these prefixes may mean. ComfyUI's own save nodes make theirs; a
+    custom node that takes a prefix for a mere name joins it to `output`, or to that folder once more."""
+    for change in sets:
+        folder = change.value.rpartition("/")[0]
+        yield f"{folder}/{folder}"
+
+
 def visible_prefix(text: str) -> str:
     """A prefix as a safe relative path: no climbing, no odd characters, bounded.
 
@@ -100,11 +108,13 @@ def visible_prefix(text: str) -> str:
     return "/".join(_visible_parts(text)[-_MAX_PARTS:]) or "output"
 
 
-def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
+def reported_files(outputs: dict[str, dict[str, Any]], *, temporary: bool = False) -> Iterator[Reported]:
     """Every file in a history's outputs: any list item that is a dict with a `filename`.
 
     Save nodes put pictures and videos under `images`, others under `gifs`, `audio`, `3d`, …
-    Previews (`type: temp`) are not outputs.
+
+    Args:
+        temporary: previews (`type: temp`), which are not outputs, and only those.
     """
     seen: set[tuple[str, str]] = set()
     for node_id, node in outputs.items():
@@ -122,7 +132,7 @@ def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
                     str(item.get("type") or "output"),
                     node_id,
                 )
-                if file.type != "temp" and (file.subfolder, file.filename) not in seen:
+                if (file.type == "temp") is temporary and (file.subfolder, file.filename) not in seen:
                     seen.add((file.subfolder, file.filename))
                     yield file
 
@@ -207,7 +217,8 @@ def collect(
             raise TaskFailed(ErrorKind.NODE_FAILED, what, where=node_id)
     for found in sorted(left.rglob("*")) if left is not None and left.is_dir() else ():
         if found.is_file() and not found.is_symlink():
-            name = names.free(found.relative_to(left).as_posix() if left else found.name)
+            inner = found.relative_to(left).parts if left is not None else (found.name,)
+            name = names.free("/".join(part for part in inner if part != tag))
             path = workdir / f"{len(files):05d}{_suffix(name)}"
             move(found, path)
             files.append(LocalFile(path, name, media_type(name)))

@@ -312,6 +312,24 @@ class TestSavedWhereItChose:
             assert len(files) == 2
             assert files["a_00001_.txt"].path.read_text() == "1 picture(s), a_00001_.txt"
 
+    @pytest.mark.parametrize("prefix", ["note", "notes/long"])
+    def test_a_prefix_taken_for_a_name(self, bench: Bench, prefix: str) -> None:
+        """The folder that it then writes to is there, and the tag in it is no part of its file's name."""
+        note = {"class_type": "Note", "inputs": {"image": ["1", 0], "filename_prefix": prefix}}
+        names = [file.name for file in bench.run(image_graph() | {"9": note}).files]
+        assert len(names) == 2
+        assert names[1].endswith(f"{prefix}_00001_.txt")
+        assert "db-" not in names[1]
+
+    def test_previews_are_bounded(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """ComfyUI's `temp` would fill the disk in a night."""
+        monkeypatch.setattr(KeptOutputs.__init__, "__defaults__", (1,))
+        preview = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+        plan = bench.plan(image_graph() | {"9": preview}, matrix={"1.color": [1, 2, 3]})
+        for index in range(3):
+            bench.run_task(plan, index)
+        assert len(list(bench.settings.work_dir.glob("engine-*/temp/**/*.png"))) == 1
+
     def test_what_is_gone_is_made_anew(self, bench: Bench) -> None:
         """The engine forgets, so that the next try computes."""
         plan = bench.plan(self.graph())

@@ -209,6 +209,11 @@ class Settings(BaseSettings):
         default=None,
         description="Whether that ComfyUI renders on the CPU; where no CUDA device is seen, if not set.",
     )
+    comfyui_start_s: float = Field(
+        default=180,
+        gt=0,
+        description="How long its start may take; many custom nodes take longer.",
+    )
     url_inputs: bool = Field(
         default=True, description="Whether jobs may name http(s) URLs as inputs; private addresses never."
     )

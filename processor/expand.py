@@ -26,8 +26,8 @@ _EXCLUDE_SLACK = 10
 """`exclude` can bring a matrix below the limit; so many times the limit are looked at."""
 _MAX_COMPARISONS = 5_000_000
 """Of cells with exclusions: some seconds' work; a matrix that needs more is no matrix."""
-_DRAWN_SEED_BITS = 48
-"""Drawn seeds stay exact in JavaScript and in spreadsheets."""
+_DRAWN_SEED_BITS = 31
+"""Many custom nodes take no seed above 2³¹ - 1."""
 _CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
 _MAX_CHOICES = 1000
 _MAX_NESTING = 20

@@ -39,6 +39,22 @@ MODEL_INPUTS: Final[dict[str, dict[str, str]]] = {
     "PhotoMakerLoader": {"photomaker_model_name": "photomaker"},
     "ModelPatchLoader": {"name": "model_patches"},
     "AudioEncoderLoader": {"audio_encoder_name": "audio_encoders"},
+    # Those of the custom nodes that our image has (infra/images.toml). rgthree's Power Lora Loader takes
+    # any number of them, under names of its own: `graph.named_models`.
+    "Lora Loader Stack (rgthree)": {f"lora_0{n}": "loras" for n in (1, 2, 3, 4)},
+    "CheckpointLoaderKJ": {"ckpt_name": "checkpoints"},
+    "DiffusionModelLoaderKJ": {"model_name": "diffusion_models"},
+    "DiffusionModelSelector": {"model_name": "diffusion_models"},
+    "GGUFLoaderKJ": {"model_name": "diffusion_models", "extra_model_name": "diffusion_models"},
+    "VAELoaderKJ": {"vae_name": "vae"},
+    "DiTBlockLoraLoader": {"lora_name": "loras"},
+    "LoraReduceRankKJ": {"lora_name": "loras"},
+    "Checkpoint Loader": {"ckpt_name": "checkpoints"},
+    "Checkpoint Loader (Simple)": {"ckpt_name": "checkpoints"},
+    "unCLIP Checkpoint Loader": {"ckpt_name": "checkpoints"},
+    "Lora Loader": {"lora_name": "loras"},
+    "Load Lora": {"lora_name": "loras"},
+    "Upscale Model Loader": {"model_name": "upscale_models"},
 }
 """Loader class → input → the folder under `comfy_models/` that its file is in."""
 

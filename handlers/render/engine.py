@@ -40,6 +40,8 @@ class Engine:
     """None when attached."""
     facts: dict[str, Scalar] = field(default_factory=dict)
     outputs: KeptOutputs = field(default_factory=KeptOutputs)
+    previews: KeptOutputs = field(default_factory=KeptOutputs)
+    """Temporary files: a node may still read one that ComfyUI's cache reports to it."""
     turns: Turns = field(default_factory=Turns)
     used: bool = False
     broken: bool = False
@@ -100,7 +102,8 @@ class EnginePool:
             fresh: restart it first, unless nothing has run on it yet.
             stop: ends the wait for an attached one.
         Raises:
-            TaskFailed: it does not start; NO_ENGINE where an attached one is not there, or has gone.
+            TaskFailed: it does not start; NO_ENGINE where an attached one is not there, or has gone;
+                PREEMPTED once this is closed.
         """
         stop = stop or Stop()
         engine = self._enter(fresh, stop)
@@ -148,6 +151,8 @@ class EnginePool:
         with self._changed:
             while self._restarting:
                 self._changed.wait()
+            if self._closed:
+                raise _is_closed()
             if self._engine is not None and not self._must_replace(self._engine, fresh):
                 self._users += 1
                 return self._engine
@@ -175,11 +180,14 @@ class EnginePool:
                 self._changed.notify_all()
             raise
         with self._changed:
-            self._engine = engine
             self._restarting = False
-            self._users += 1
             self._changed.notify_all()
-        return engine
+            if not self._closed:
+                self._engine = engine
+                self._users += 1
+                return engine
+        engine.close()  # while it started, `close` could not see it
+        raise _is_closed()
 
     def _must_replace(self, engine: Engine, fresh: bool) -> bool:
         if engine.outdated or self._is_dead(engine):
@@ -232,6 +240,10 @@ class EnginePool:
 def _is_away(error: TaskFailed) -> None:
     error.kind = ErrorKind.NO_ENGINE
     error.mend = "Is ComfyUI running there? Check COMFYUI_URL"
+
+
+def _is_closed() -> TaskFailed:
+    return TaskFailed(ErrorKind.PREEMPTED, "the engine was stopped, as all here is")
 
 
 def engine_facts(stats: dict[str, Any], kind: str) -> dict[str, Scalar]:

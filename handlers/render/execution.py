@@ -16,11 +16,13 @@ from handlers.render.outputs import (
     Reported,
     chosen_files,
     collect,
+    folders_of,
     inside,
     move,
     new_tag,
     prefix_sets,
     reported_data,
+    reported_files,
 )
 from handlers.render.settings import RenderSettings
 from handlers.render.verdict import Verdict
@@ -67,14 +69,19 @@ class Execution:
     def _turn(self, graph: Graph) -> TaskOutput | None:
         """Run the prompt once; None if another's may have written to its files meanwhile."""
         self._tag = new_tag()
-        placed = applied(graph, prefix_sets(graph, self._tag))
+        prefixes = prefix_sets(graph, self._tag)
+        placed = applied(graph, prefixes)
         stop, timeout_s = self._context.stop, self._work.timeout_s
         try:
+            if self._output_dir is not None:
+                for folder in folders_of(prefixes):
+                    (self._output_dir / folder).mkdir(parents=True, exist_ok=True)
             with self._engine.turns.taken(placed, stop) as turn:
                 watching = Watching(stop, self._context.progress, self._begin, timeout_s)
                 verdict = self._engine.client.run(
                     placed, watching, allow_invalid_outputs=self._allows_invalid()
                 )
+                self._bound_previews(verdict)
                 chosen = chosen_files(verdict.outputs, placed, tag=self._tag, cached=verdict.cached)
                 if not self._engine.turns.settle(turn, chosen, stop):
                     return None
@@ -82,6 +89,15 @@ class Execution:
         finally:
             if self._output_dir is not None:
                 shutil.rmtree(self._output_dir / self._tag, ignore_errors=True)
+
+    def _bound_previews(self, verdict: Verdict) -> None:
+        """Nobody asks for them, and ComfyUI empties its `temp` only when it starts."""
+        if self._engine.server is not None:
+            temp = self._engine.server.directories.temp / "temp"  # in the folder that it is told of
+            for file in reported_files(verdict.outputs, temporary=True):
+                path = inside(temp, file.subfolder, file.filename)
+                if path is not None and path.is_file():
+                    self._engine.previews.keep(path)
 
     def _begin(self) -> None:
         # What the engine logged before belongs to the prompts that ran while ours waited.

@@ -216,7 +216,23 @@ def named_models(graph: Graph) -> list[NamedModel]:
             value = node["inputs"].get(name)
             if isinstance(value, str) and value not in NOT_MODELS:
                 found.append(NamedModel(FOLDER_ALIASES.get(folder, (folder,)), value, Target(node_id, name)))
+        for name, value in node["inputs"].items():
+            lora = lora_of(name, value)
+            if lora is not None and lora not in NOT_MODELS:
+                found.append(NamedModel(("loras",), lora, Target(node_id, name)))
     return found
+
+
+def lora_of(name: str, value: Any) -> str | None:
+    """The LoRA of a row that is on in rgthree's Power Lora Loader; None where an input is no such row.
+
+    A row is `{"on": true, "lora": "x.safetensors", "strength": 1}`. What the node doesn't find it leaves
+    out, or takes one of a similar name: nothing fails.
+    """
+    if not name.casefold().startswith("lora_") or not isinstance(value, dict) or not value.get("on", True):
+        return None
+    lora = value.get("lora")
+    return lora if isinstance(lora, str) else None
 
 
 def file_inputs(class_type: str, schema: Schema | None = None) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from handlers.render.graph import (
     choices_of,
     describe,
     input_specs,
+    lora_of,
     named_models,
     nearest,
     unwrapped,
@@ -63,6 +64,8 @@ class Spelling:
 
     def _of(self, graph: Graph, change: Set) -> Set:
         value = unwrapped(change.value)
+        if self._ours and "\\" in (lora := lora_of(change.input, value) or ""):
+            return change._replace(value={**value, "lora": with_slashes(lora)})
         if not isinstance(value, str) or not ("\\" in value or "/" in value):
             return change
         class_type = graph[change.node]["class_type"]

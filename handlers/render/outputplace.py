@@ -36,12 +36,19 @@ class KeptOutputs:
             shutil.copyfile(path, target)
         except FileNotFoundError:
             return False
+        self.keep(path)
+        return True
+
+    def keep(self, path: Path) -> None:
+        """Count a file as asked for, and delete those that are too many now."""
         with self._lock:
-            self._sizes_bytes[path] = target.stat().st_size
+            try:
+                self._sizes_bytes[path] = path.stat().st_size
+            except FileNotFoundError:
+                return
             self._sizes_bytes.move_to_end(path)
             total_bytes = sum(self._sizes_bytes.values())
             while total_bytes > self._kept_bytes and len(self._sizes_bytes) > 1:
                 oldest, size_bytes = self._sizes_bytes.popitem(last=False)
                 oldest.unlink(missing_ok=True)
                 total_bytes -= size_bytes
-        return True

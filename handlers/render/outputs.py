@@ -9,18 +9,19 @@ Nodes that can't be told where to save are for `outputplace`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from handlers.render.catalog import MEDIA_TYPES
 from handlers.render.graph import Graph, Set, describe, is_link, owner_of, title_of
-from handlers.render.preflight import upstream
+from handlers.render.preflight import PREVIEWS, WHOLE_HOW_TO, upstream
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import LocalFile
 from processor.layout import cut
@@ -29,6 +30,9 @@ from processor.redact import redact
 PREFIX_INPUT = "filename_prefix"
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]+')
+_DOTS = re.compile(r"\.{2,}")
+_NUMBER = re.compile(r"%0(\d)d")
+"""Where the number stands in what ffmpeg calls a sequence of pictures."""
 _MAX_PART_BYTES = 80
 _ADDED_BYTES = 32
 """Of what engines add to a prefix (`_00001_`, `-audio`, a size for `%width%`), so much stays whole."""
@@ -87,16 +91,30 @@ def prefix_sets(graph: Graph, tag: str) -> list[Set]:
     return sets
 
 
+def folders_of(sets: list[Set]) -> Iterator[str]:
+    """The folders under `output` that these prefixes may mean. ComfyUI's own save nodes make theirs; a
+    custom node that takes a prefix for a mere name joins it to `output`, or to that folder once more."""
+    for change in sets:
+        folder = change.value.rpartition("/")[0]
+        yield f"{folder}/{folder}"
+
+
 def visible_prefix(text: str) -> str:
-    """A prefix as a safe relative path: no climbing, no odd characters, bounded."""
+    """A prefix as a safe relative path: no climbing, no odd characters, bounded.
+
+    Nor two dots in a row: ComfyUI saves such a file and refuses to hand it out.
+    """
+    text = _DOTS.sub(".", text)
     return "/".join(_visible_parts(text)[-_MAX_PARTS:]) or "output"
 
 
-def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
+def reported_files(outputs: dict[str, dict[str, Any]], *, temporary: bool = False) -> Iterator[Reported]:
     """Every file in a history's outputs: any list item that is a dict with a `filename`.
 
     Save nodes put pictures and videos under `images`, others under `gifs`, `audio`, `3d`, …
-    Previews (`type: temp`) are not outputs.
+
+    Args:
+        temporary: previews (`type: temp`), which are not outputs, and only those.
     """
     seen: set[tuple[str, str]] = set()
     for node_id, node in outputs.items():
@@ -114,7 +132,7 @@ def reported_files(outputs: dict[str, dict[str, Any]]) -> Iterator[Reported]:
                     str(item.get("type") or "output"),
                     node_id,
                 )
-                if file.type != "temp" and (file.subfolder, file.filename) not in seen:
+                if (file.type == "temp") is temporary and (file.subfolder, file.filename) not in seen:
                     seen.add((file.subfolder, file.filename))
                     yield file
 
@@ -178,27 +196,29 @@ def collect(
         owners: for nodes that others expanded into, what the engine says of whose they are.
     Raises:
         ForgottenOutput: what a cached node reports is not there any more.
-        TaskFailed: no output at all, or one that is reported and not there.
+        TaskFailed: no output at all, or one that is reported and not there, or not finished.
     """
+    _check_finished(outputs, graph, owners)
     names = _Names()
     files: list[LocalFile] = []
     for reported in reported_files(outputs):
         if not _is_taken(reported, graph, tag):
             continue
-        node_id = owner_of(graph, reported.node, owners)
-        name = names.free(_visible_name(reported, tag))
-        path = workdir / f"{len(files):05d}{_suffix(name)}"
-        if not take(reported, path):
+        node_id, before = owner_of(graph, reported.node, owners), len(files)
+        for each, path in _taken(reported, workdir, before, take):
+            name = names.free(_visible_name(each, tag))
+            files.append(LocalFile(path, name, media_type(name), node_id))
+            if len(files) > _MAX_FILES:
+                raise TaskFailed(ErrorKind.REFUSED, f"more than {_MAX_FILES:,} output files")
+        if len(files) == before:
             what = f"{describe(graph, node_id)} reports {reported.filename!r}, which does not exist"
             if reported.node in cached:
                 raise ForgottenOutput(f"{what} any more", where=node_id)
             raise TaskFailed(ErrorKind.NODE_FAILED, what, where=node_id)
-        files.append(LocalFile(path, name, media_type(name), node_id))
-        if len(files) > _MAX_FILES:
-            raise TaskFailed(ErrorKind.REFUSED, f"more than {_MAX_FILES:,} output files")
     for found in sorted(left.rglob("*")) if left is not None and left.is_dir() else ():
         if found.is_file() and not found.is_symlink():
-            name = names.free(found.relative_to(left).as_posix() if left else found.name)
+            inner = found.relative_to(left).parts if left is not None else (found.name,)
+            name = names.free("/".join(part for part in inner if part != tag))
             path = workdir / f"{len(files):05d}{_suffix(name)}"
             move(found, path)
             files.append(LocalFile(path, name, media_type(name)))
@@ -235,6 +255,41 @@ def _is_taken(reported: Reported, graph: Graph, tag: str) -> bool:
 
 def _is_ours(reported: Reported, tag: str) -> bool:
     return PurePosixPath(reported.subfolder.replace("\\", "/")).parts[:1] == (tag,)
+
+
+def _taken(reported: Reported, workdir: Path, place: int, take: Take) -> Iterator[tuple[Reported, Path]]:
+    """Bring a reported file, or those that it stands for: a node that writes a picture for each frame
+    reports them as `clip.%03d.png`, which are `clip.001.png` and so on, until one is not there."""
+    suffix = _suffix(_visible_file(reported.filename))
+    path = workdir / f"{place:05d}{suffix}"
+    if take(reported, path):
+        yield reported, path
+        return
+    if (pattern := _NUMBER.search(reported.filename)) is None:
+        return
+    head, tail = reported.filename[: pattern.start()], reported.filename[pattern.end() :]
+    for number in itertools.count(1):
+        each = replace(reported, filename=f"{head}{number:0{pattern[1]}d}{tail}")
+        path = workdir / f"{place + number - 1:05d}{suffix}"
+        if not take(each, path):
+            return
+        yield each, path
+
+
+def _check_finished(
+    outputs: dict[str, dict[str, Any]], graph: Graph, owners: Mapping[str, str] | None
+) -> None:
+    """Refuse what goes on in prompts that the node queued itself: those are nobody's, and their files
+    lie in a folder that goes with this one."""
+    for shown_id, node in outputs.items():
+        if (node or {}).get("unfinished_batch"):
+            node_id = owner_of(graph, shown_id, owners)
+            raise TaskFailed(
+                ErrorKind.NODE_FAILED,
+                f"{describe(graph, node_id)} is not finished: it has queued a prompt for the rest by itself",
+                where=node_id,
+                mend=WHOLE_HOW_TO,
+            )
 
 
 def _maker(graph: Graph, node_id: str) -> str:
@@ -280,7 +335,11 @@ def _plain(item: str | float) -> str | float:
 
 
 def _nothing(graph: Graph) -> TaskFailed:
-    previews = [node_id for node_id, node in graph.items() if node["class_type"].startswith("Preview")]
+    previews = [
+        node_id
+        for node_id, node in graph.items()
+        if node["class_type"] in PREVIEWS or node["class_type"].startswith("Preview")
+    ]
     if previews:
         return TaskFailed(
             ErrorKind.INVALID,

@@ -23,7 +23,7 @@ from handlers.render.graph import (
 from handlers.render.inputs import InputResolver, digest_of, file_targets
 from handlers.render.models import ModelFinder, Spelling
 from handlers.render.naming import Binder
-from handlers.render.preflight import passing, raise_problems
+from handlers.render.preflight import passing, raise_problems, without_outputs
 from handlers.render.rows import rows_of, seed_of
 from handlers.render.rows import task_sets as sets_of_rows
 from handlers.render.schema import SchemaSource
@@ -119,6 +119,8 @@ def _planned(
     targets = file_targets(base, task_sets, job.inputs, schema)
     elsewhere = Elsewhere(base, frozenset(targets), workflow.models)
     problems = problems_of(base, task_sets, schema, elsewhere, allow=settings.allow_nodes)
+    if job.allow_invalid_outputs:
+        problems = without_outputs(problems, base, schema)
     raise_problems(problems)
 
     resolver = InputResolver(job.inputs, context.stores.main, drop_key=context.drop_key, settings=settings)

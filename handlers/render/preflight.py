@@ -7,7 +7,7 @@ server, for the nodes that feed an output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.render.graph import (
@@ -20,6 +20,7 @@ from handlers.render.graph import (
     input_specs,
     is_link,
     nearest,
+    target_of,
 )
 from processor.errors import ErrorKind, JobInvalid
 
@@ -29,7 +30,12 @@ CONNECT_HOW_TO = (
     "Nodes that are installed there later count once it, or the runner that started it, is restarted"
 )
 
-_PREVIEWS = frozenset({"PreviewImage", "MaskPreview"})
+WHOLE_HOW_TO = (
+    "Leave the batch manager out; what is too long to be held whole is rendered in parts, one a task, "
+    "by a matrix over the loader's skip_first_frames with a frame_load_cap"
+)
+PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAudio", "SaveImageWebsocket"})
+"""Output nodes whose files are temporary, or only sent."""
 _LINK_TYPES = frozenset(
     (
         *("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VIDEO", "AUDIO", "CONTROL_NET"),
@@ -71,23 +77,28 @@ def check_graph(graph: Graph, schema: Schema | None, *, exempt: Exempt = lambda 
     Args:
         schema: `/object_info`; None checks the links only.
     """
-    problems = list(_broken_links(graph))
+    queuing = list(_batch_managers(graph))
     if schema is None:
-        return problems
+        return [*queuing, *_broken_links(graph, graph)]
+    problems = queuing
     unknown = [problem for node_id in graph for problem in _unknown_class(graph, node_id, schema)]
     if unknown:
         return problems + unknown
-    outputs = [node_id for node_id, node in graph.items() if schema[node["class_type"]].get("output_node")]
+    outputs = _outputs(graph, schema)
     if not outputs:
         what = "no node of this graph saves anything"
         return [
             *problems,
             Problem(ErrorKind.INVALID, "workflow", what, "Add a SaveImage (or another save node)"),
         ]
-    if all(graph[node_id]["class_type"] in _PREVIEWS for node_id in outputs):
+    shown = dict.fromkeys(graph[node_id]["class_type"] for node_id in outputs)
+    if shown.keys() <= PREVIEWS:
         what = "this graph only previews, so nothing would be kept"
-        return [*problems, Problem(ErrorKind.INVALID, "workflow", what, "Replace PreviewImage by SaveImage")]
-    for node_id in upstream(graph, outputs):
+        mend = f"Replace {' and '.join(shown)} by a node that saves, like SaveImage"
+        return [*problems, Problem(ErrorKind.INVALID, "workflow", what, mend)]
+    needed = upstream(graph, outputs)
+    problems.extend(_broken_links(graph, needed))
+    for node_id in needed:
         problems.extend(_node_problems(graph, node_id, schema, exempt))
     return problems
 
@@ -126,6 +137,23 @@ def raise_problems(problems: list[Problem]) -> None:
     )
 
 
+def without_outputs(problems: list[Problem], graph: Graph, schema: Schema | None) -> list[Problem]:
+    """The problems of a job that lets the engine leave outputs out (`allow_invalid_outputs`): inputs stop
+    it only if no output that keeps something is free of them.
+
+    Args:
+        schema: None: which nodes are outputs is for the server to say.
+    """
+    standing = [each for each in problems if each.kind is ErrorKind.INVALID and not each.passing]
+    loose = {each: target.node for each in standing if (target := target_of(graph, each.where)) is not None}
+    spoilt = set(loose.values())
+    if schema is not None:
+        kept = (each for each in _outputs(graph, schema) if graph[each]["class_type"] not in PREVIEWS)
+        if not any(spoilt.isdisjoint(upstream(graph, [node_id])) for node_id in kept):
+            return problems
+    return [replace(problem, passing=True) if problem in loose else problem for problem in problems]
+
+
 def passing(problems: Iterable[Problem]) -> list[str]:
     """What a plan says of the problems that don't stop it."""
     return [str(problem) for problem in problems if problem.passing]
@@ -158,9 +186,24 @@ def _unknown_class(graph: Graph, node_id: str, schema: Schema) -> Iterator[Probl
         yield missing_node(graph, node_id, schema)
 
 
-def _broken_links(graph: Graph) -> Iterator[Problem]:
-    for node_id, node in graph.items():
-        for name, value in node["inputs"].items():
+def _outputs(graph: Graph, schema: Schema) -> list[str]:
+    return [
+        node_id for node_id, node in graph.items() if schema.get(node["class_type"], {}).get("output_node")
+    ]
+
+
+def _batch_managers(graph: Graph) -> Iterator[Problem]:
+    """Nodes that have their prompt queued again until a video ends, under an id that we don't know."""
+    links = (value for node in graph.values() for value in node["inputs"].values() if is_link(value))
+    for manager in dict.fromkeys(value[0] for value in links):
+        if graph.get(manager, {}).get("class_type") == "VHS_BatchManager":
+            what = f"{describe(graph, manager)} queues prompts of its own, which nobody here would follow"
+            yield Problem(ErrorKind.REFUSED, manager, what, WHOLE_HOW_TO)
+
+
+def _broken_links(graph: Graph, node_ids: Iterable[str]) -> Iterator[Problem]:
+    for node_id in node_ids:
+        for name, value in graph[node_id]["inputs"].items():
             if is_link(value) and value[0] not in graph:
                 what = (
                     f"{describe(graph, node_id)}: {name} is linked to node {value[0]}, which does not exist"
@@ -202,13 +245,12 @@ def _link_problem(
     if value[0] not in graph:
         return None
     source = describe(graph, value[0])
-    given = schema.get(graph[value[0]]["class_type"], {}).get("output", [])
+    info = schema.get(graph[value[0]]["class_type"], {})
+    given = info.get("output", [])
     if not 0 <= value[1] < len(given):
-        return Problem(
-            ErrorKind.INVALID,
-            str(target),
-            f"{place} is linked to output {value[1]} of {source}, which has {len(given)}",
-        )
+        what = f"{place} is linked to output {value[1]} of {source}, which has {len(given)}"
+        # Those that a custom node grows in the browser, its schema does not count.
+        return Problem(ErrorKind.INVALID, str(target), what, passing=value[1] >= 0 and _judges_itself(info))
     wanted, got = spec[0] if spec else None, given[value[1]]
     if isinstance(wanted, str) and isinstance(got, str) and {wanted, got} <= _LINK_TYPES and wanted != got:
         return Problem(ErrorKind.INVALID, str(target), f"{place} takes {wanted}, and {source} gives {got}")
@@ -216,8 +258,8 @@ def _link_problem(
 
 
 def _judges_itself(info: dict[str, Any]) -> bool:
-    """Whether a class may take values that it does not list: by a `VALIDATE_INPUTS` of its own, of which
-    the schema says nothing, custom nodes fill their lists in the browser."""
+    """Whether a class may take values, or give outputs, that it does not list: by a `VALIDATE_INPUTS` of
+    its own, of which the schema says nothing, custom nodes fill their lists in the browser."""
     return str(info.get("python_module", "")).startswith("custom_nodes")
 
 

@@ -69,6 +69,7 @@ def render_settings(settings: Settings) -> RenderSettings:
         comfyui_python=settings.comfyui_python,
         extra_args=tuple(settings.comfyui_args),
         cpu=settings.comfyui_cpu,
+        start_timeout_s=settings.comfyui_start_s,
         url_inputs=settings.url_inputs,
         allow_nodes=frozenset(settings.allow_nodes),
         deny_nodes=frozenset(settings.deny_nodes),

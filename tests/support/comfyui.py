@@ -1,7 +1,8 @@
 """A folder that starts like a ComfyUI checkout: the built-in engine behind `main.py`, and what that
 lacks of the real one. Files under `models/things/` are the choices of a loader that we know nothing of;
 what lies in `custom_nodes/` when it starts is a node class of that name;
-`Stamp` saves without a `filename_prefix`, and `Latest` under one name always.
+`Stamp` saves without a `filename_prefix`, and `Latest` under one name always; `Note` takes its prefix for
+a name in the folder that the prefix names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from handlers.engine import __main__ as engine
 from handlers.engine.batch import Batch
 from handlers.engine.context import Context
+from handlers.engine.files import save_path
 from handlers.engine.nodes import NODES
 from handlers.engine.planes import as_bytes
 from handlers.engine.schema import Folders, Input, Node, Output, choice, link
@@ -44,7 +46,7 @@ def main() -> int:
     things = _node("ThingLoader", inputs, ("IMAGE",), _pass_on, module="nodes")
     names = [path.name for path in Path("custom_nodes").iterdir()]
     added = [_node(name, {"image": link("IMAGE")}, ("IMAGE",), _pass_on) for name in names]
-    NODES.update({node.name: node for node in (things, *added, STAMP, LATEST)})
+    NODES.update({node.name: node for node in (things, *added, STAMP, LATEST, NOTE)})
     return engine.main()
 
 
@@ -59,6 +61,13 @@ def latest(ctx: Context, *, image: Batch, word: str) -> Output:
     """Say how blue a picture is, in a file that is written anew each time."""
     (ctx.folders.output / f"{word}.txt").write_text(f"{as_bytes(image.frames[0][2]).getpixel((0, 0))}")
     return Output(ui={"images": [{"filename": f"{word}.txt", "subfolder": "", "type": "output"}]})
+
+
+def note(ctx: Context, *, image: Batch, filename_prefix: str) -> Output:
+    """Say how many pictures there are, where KJNodes' SaveStringKJ would."""
+    target = save_path(ctx.folders.output, filename_prefix, 0, 0).folder
+    (target / f"{filename_prefix}_00001_.txt").write_text(f"{len(image.frames)} picture(s)")
+    return Output()
 
 
 def _pass_on(_ctx: object, *, image: Batch, **_: Any) -> Output:
@@ -79,3 +88,10 @@ def _node(
 
 STAMP = _node("Stamp", {"image": link("IMAGE"), "word": choice("a", "b")}, (), stamp, is_output=True)
 LATEST = _node("Latest", {"image": link("IMAGE"), "word": choice("a", "b")}, (), latest, is_output=True)
+NOTE = _node(
+    "Note",
+    {"image": link("IMAGE"), "filename_prefix": Input("STRING", {"default": "x"})},
+    (),
+    note,
+    is_output=True,
+)

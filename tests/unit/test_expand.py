@@ -79,7 +79,7 @@ class TestProperties:
         drawn = draw_seeds(SeedDraw(random=count), key)
         assert drawn is not None
         assert len(set(drawn)) == count
-        assert all(0 <= seed < 2**48 for seed in drawn)
+        assert all(0 <= seed < 2**31 for seed in drawn)  # the most that many custom nodes take
 
     @given(st.text(alphabet="ab{}| ", max_size=40), st.text(max_size=5))
     def test_wildcards_end_and_repeat(self, text: str, key: str) -> None:
@@ -162,7 +162,7 @@ class TestSeedsAndWildcards:
 
     def test_draws_never_change(self) -> None:
         """A plan made again years later, by another Python, draws the same."""
-        assert draw_seeds(SeedDraw(random=2), "job") == [240453717319284, 229610793842405]
+        assert draw_seeds(SeedDraw(random=2), "job") == [2134110010, 1834498962]
 
     def test_wildcards(self) -> None:
         assert choose("a {red} {x", "k") == "a {red} {x"

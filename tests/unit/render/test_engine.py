@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from handlers.render.api import EngineUnreachable
 from handlers.render.engine import EnginePool
+from handlers.render.server import Server
 from handlers.render.settings import RenderSettings
 from processor.clock import SystemClock
 from processor.errors import ErrorKind, TaskFailed
@@ -61,3 +63,22 @@ def test_one_that_went_away_is_told_from_one_that_stumbled(
         with pytest.raises(TaskFailed) as caught, pool.use():
             used.api.system_stats()
     assert caught.value.kind is kind
+
+
+def test_one_that_starts_while_its_pool_is_closed_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold a GPU's memory until the process ends."""
+    settings = builtin_settings(tmp_path)
+    pool, start = EnginePool(settings, SystemClock()), Server.start
+
+    def closing(server: Server) -> dict[str, Any]:
+        pool.close()
+        return start(server)
+
+    monkeypatch.setattr(Server, "start", closing)
+    for _ in range(2):
+        with pytest.raises(TaskFailed) as caught, pool.use():
+            pass
+        assert caught.value.kind is ErrorKind.PREEMPTED
+        assert not list(settings.work_dir.glob("engine-*"))

@@ -53,6 +53,37 @@ def test_an_embedding_that_is_nowhere_is_a_warning(bench: Bench) -> None:
     assert not [model for model in plan.models if model.folder == "embeddings"]
 
 
+def power_loader(*rows: dict[str, Any]) -> dict[str, Any]:
+    """rgthree's Power Lora Loader, as it is exported."""
+    inputs = {f"lora_{number}": row for number, row in enumerate(rows, 1)}
+    header = {"PowerLoraLoaderHeaderWidget": {"type": "PowerLoraLoaderHeaderWidget"}}
+    return image_graph() | {
+        "7": {"class_type": "Power Lora Loader (rgthree)", "inputs": header | inputs | {"+ Add Lora": ""}}
+    }
+
+
+def row(lora: str, *, on: bool = True) -> dict[str, Any]:
+    return {"on": on, "lora": lora, "strength": 1}
+
+
+def test_rows_of_loras_are_brought(bench: Bench) -> None:
+    """Those that are on, as the engine spells them: what the node does not find it leaves out."""
+    with_models(bench, "loras/SDXL/b.safetensors")
+    graph = power_loader(
+        row("style.safetensors"), row("nope.safetensors", on=False), row("SDXL\\b.safetensors"), row("None")
+    )
+    plan = bench.plan(graph)
+    assert [model.name for model in plan.models] == ["style.safetensors", "SDXL/b.safetensors"]
+    assert plan.shared["workflow"]["7"]["inputs"]["lora_3"] == row("SDXL/b.safetensors")
+
+
+def test_a_row_whose_lora_is_nowhere(bench: Bench) -> None:
+    error = refused(bench, power_loader(row("stlye.safetensors")))
+    assert error.kind is ErrorKind.MISSING_MODEL
+    assert "7 Power Lora Loader (rgthree): lora_1 'stlye.safetensors'" in error.what
+    assert "style.safetensors" in (error.mend or "")
+
+
 def declaring(*names: str) -> dict[str, Any]:
     graph = image_graph()
     graph["4"] = {"class_type": "Odd", "inputs": {"image": ["1", 0], "file": names[0]}}

@@ -43,6 +43,7 @@ def test_prefix_stays_inside(text: str) -> None:
     assert 1 <= len(parts) <= 4
     assert all(part.strip(". ") and len(part.encode()) <= 80 for part in parts)
     assert not set(prefix) & set('\x00\n\\<>:"|?*')
+    assert ".." not in prefix  # ComfyUI's /view refuses it
     assert visible_prefix(prefix) == prefix
 
 
@@ -55,6 +56,7 @@ def test_prefix_stays_inside(text: str) -> None:
         ("/etc/passwd", "etc/passwd"),
         ("C:\\Users\\x", "C_/Users/x"),
         ("..", "output"),
+        ("what a day...", "what a day."),
         ("", "output"),
     ],
 )
@@ -207,6 +209,31 @@ class TestCollect:
                 take=self.take(tmp_path),
             )
 
+    def test_a_sequence_of_pictures(self, tmp_path: Path) -> None:
+        """Reported as ffmpeg's pattern; a name that only looks like one is a name."""
+        tag, work = new_tag(), tmp_path / "work"
+        (tmp_path / tag / "p").mkdir(parents=True)
+        work.mkdir()
+        names = ("clip.001.png", "clip.002.png", "clip.003.png", "50%02d.png")
+        for name in names:
+            (tmp_path / tag / "p" / name).write_text(name)
+        outputs = self.images("clip.%03d.png", "50%02d.png", tag=tag)
+        files = collect(outputs, image_graph(), tag=tag, workdir=work, take=self.take(tmp_path))
+        assert [file.name for file in files] == [f"p/{name}" for name in names]
+        assert [file.path.read_text() for file in files] == list(names)
+
+    def test_what_is_not_finished_is_no_result(self, tmp_path: Path) -> None:
+        """A batch manager has queued the rest under an id of its own."""
+        with pytest.raises(TaskFailed, match="not finished") as caught:
+            collect(
+                {"3": {"unfinished_batch": [True]}},
+                image_graph(),
+                tag=new_tag(),
+                workdir=tmp_path,
+                take=self.take(tmp_path),
+            )
+        assert caught.value.kind is ErrorKind.NODE_FAILED
+
     @pytest.mark.parametrize(("cached", "kind"), [("2", "node_failed"), ("3", "unavailable")])
     def test_a_cached_report_of_what_is_gone_is_tried_again(
         self, tmp_path: Path, cached: str, kind: str
@@ -284,6 +311,24 @@ class TestSavedWhereItChose:
             files = {file.name: file for file in bench.run_task(plan, index).files}
             assert len(files) == 2
             assert files["a_00001_.txt"].path.read_text() == "1 picture(s), a_00001_.txt"
+
+    @pytest.mark.parametrize("prefix", ["note", "notes/long"])
+    def test_a_prefix_taken_for_a_name(self, bench: Bench, prefix: str) -> None:
+        """The folder that it then writes to is there, and the tag in it is no part of its file's name."""
+        note = {"class_type": "Note", "inputs": {"image": ["1", 0], "filename_prefix": prefix}}
+        names = [file.name for file in bench.run(image_graph() | {"9": note}).files]
+        assert len(names) == 2
+        assert names[1].endswith(f"{prefix}_00001_.txt")
+        assert "db-" not in names[1]
+
+    def test_previews_are_bounded(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """ComfyUI's `temp` would fill the disk in a night."""
+        monkeypatch.setattr(KeptOutputs.__init__, "__defaults__", (1,))
+        preview = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+        plan = bench.plan(image_graph() | {"9": preview}, matrix={"1.color": [1, 2, 3]})
+        for index in range(3):
+            bench.run_task(plan, index)
+        assert len(list(bench.settings.work_dir.glob("engine-*/temp/**/*.png"))) == 1
 
     def test_what_is_gone_is_made_anew(self, bench: Bench) -> None:
         """The engine forgets, so that the next try computes."""

@@ -356,6 +356,15 @@ class TestPolicy:
         assert error.kind is ErrorKind.REFUSED
         assert f"allow_nodes: {name}" in (error.mend or "")
 
+    def test_one_that_queues_prompts_itself(self, bench: Bench) -> None:
+        """Nobody would wait for them. One that is not connected does nothing."""
+        graph = image_graph() | {"9": {"class_type": "VHS_BatchManager", "inputs": {"frames_per_batch": 4}}}
+        assert bench.plan(graph).tasks
+        graph["3"]["inputs"]["meta_batch"] = ["9", 0]
+        error = refused(bench, graph)
+        assert error.kind is ErrorKind.REFUSED
+        assert "frame_load_cap" in (error.mend or "")
+
     def test_no_ordinary_node_is_denied(self, checked: Bench) -> None:
         """None of ComfyUI's own nodes but those that read folders or train."""
         from handlers.render.policy import why_denied
@@ -549,7 +558,29 @@ class TestPreflight:
     def test_preview_only(self, checked: Bench) -> None:
         graph = image_graph()
         graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
-        assert "only previews" in refused(checked, graph).what
+        error = refused(checked, graph)
+        assert "only previews" in error.what
+        assert "Replace PreviewImage" in (error.mend or "")
+
+    def test_invalid_outputs_may_be_left_out(self, checked: Bench) -> None:
+        """As long as one is not: the engine drops them, and the plan says what is wrong with them."""
+        graph = image_graph() | {
+            "4": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 0, "height": 8, "batch_size": 1, "color": 0},
+            },
+            "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "x"}},
+        }
+        assert "below the smallest" in refused(checked, graph).what
+        plan = checked.plan(graph, allow_invalid_outputs=True)
+        assert "node 4 EmptyImage: width 0 is below the smallest" in plan.warnings[0]
+        graph["3"]["inputs"]["images"] = ["4", 0]
+        assert "below the smallest" in refused(checked, graph, allow_invalid_outputs=True).what
+
+    def test_what_feeds_no_output_may_dangle(self, checked: Bench) -> None:
+        """A left-over of editing: ComfyUI does not look at it either."""
+        graph = image_graph() | {"9": {"class_type": "ImageInvert", "inputs": {"image": ["77", 0]}}}
+        assert checked.plan(graph).tasks
 
     def test_good_graphs_pass(self, checked: Bench) -> None:
         assert checked.plan(image_graph()).warnings == []
@@ -615,6 +646,21 @@ class TestRefusedByAFreshLook:
         assert bench.plan(self.graph("sd15.safetensors")).tasks
         server.object_info = {}
         assert bench.plan(self.graph("sd15.safetensors")).tasks
+
+    def test_outputs_that_a_custom_node_grows(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        """Its schema does not count those that its user added in the browser."""
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        graph = self.graph("sd15.safetensors")
+        graph["9"]["inputs"]["model"] = ["4", 5]
+        assert "which has 3" in refused(bench, graph).what
+        server.object_info["CheckpointLoaderSimple"]["python_module"] = "custom_nodes.rgthree-comfy"
+        assert "which has 3" in bench.plan(graph).warnings[0]
+
+    def test_only_sent_to_the_browser(self, tmp_path: Path, server: ScriptedEngine) -> None:
+        bench = open_bench(tmp_path, comfyui_url=server.url)
+        server.object_info["SaveImageWebsocket"] = server.object_info["Keep"]
+        error = refused(bench, self.graph("sd15.safetensors", "SaveImageWebsocket"))
+        assert "Replace SaveImageWebsocket" in (error.mend or "")
 
     def test_file_added_to_our_own(self, ours: Bench) -> None:
         """For a loader that we don't know: what ComfyUI said at its start is not its last word."""

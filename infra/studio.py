@@ -136,14 +136,15 @@ class Studio:
             timeout_s=self._timeout_s,
         )
         scratch().mkdir(parents=True, exist_ok=True)
-        with self._stoppable() as (stop, share), tempfile.TemporaryDirectory(dir=scratch()) as directory:
-            # Requests side by side share one GPU, and so its price.
-            price = usd_per_s(gpu_class() or self._default_gpu) / share
+        with self._stoppable() as (stop, abreast), tempfile.TemporaryDirectory(dir=scratch()) as directory:
+            price = usd_per_s(gpu_class() or self._default_gpu)
             began, output = time.monotonic(), None
             try:
                 output = self._run_work(work, stop, Path(directory))
             finally:
-                cost_usd = (time.monotonic() - began if output is None else output.seconds) * price
+                # The engine's own seconds, else those here, which requests side by side share.
+                seconds = (time.monotonic() - began) / abreast if output is None else output.seconds
+                cost_usd = seconds * price
                 self._budget.add(spender, cost_usd)
             if sum(file.path.stat().st_size for file in output.files) > MAX_REPLY_BYTES:
                 raise TaskFailed(

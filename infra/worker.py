@@ -115,7 +115,7 @@ class Worker:
         with logs.bind(job_id=work.job_id, task=work.task.index, attempt=work.attempt):
             with self._lock:
                 self._busy += 1
-                share = self._busy
+                abreast = self._busy
             try:
                 execution = execute(
                     self._handler,
@@ -126,9 +126,9 @@ class Worker:
                     progress=_Progress(),
                     work_dir=scratch() / "tasks",
                     gpu=gpu,
-                    # Tasks side by side share one GPU, and so its price.
-                    usd_per_s=usd_per_s(gpu) / share,
+                    usd_per_s=usd_per_s(gpu),
                     sharing=self._sharing,
+                    abreast=abreast,
                 )
             finally:
                 with self._lock:

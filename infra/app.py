@@ -387,7 +387,8 @@ if options.api:
 
         @modal.enter()
         def wake(self) -> None:
-            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
+            drain = modal.experimental.stop_fetching_inputs
+            self.studio = studio.Studio.open(deployed, gpus=api_gpus or (), drain=drain)
             self.studio.warm()
 
         @modal.method()

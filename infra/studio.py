@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from infra.desk import check_day
 from infra.gpus import usd_per_s
-from infra.health import gpu_class
+from infra.health import Fitness, gpu_class, warm
 from infra.machine import container_start, factory_of, open_stores, rented_policy
 from infra.paths import scratch
 from infra.settings import Deployment
@@ -34,6 +34,7 @@ class Studio:
 
     Args:
         default_gpu: what its containers have, where the GPU can't tell itself.
+        drain: makes Modal send this container nothing more.
     """
 
     def __init__(
@@ -44,18 +45,20 @@ class Studio:
         *,
         timeout_s: float,
         default_gpu: str | None = None,
+        drain: Callable[[], None],
     ) -> None:
         self._handler = handler
         self._stores = stores
         self._budget = budget
         self._timeout_s = timeout_s
         self._default_gpu = default_gpu
+        self._fitness = Fitness(handler, drain)
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._running: set[Stop] = set()
 
     @classmethod
-    def open(cls, deployed: Deployment, *, gpus: Sequence[str] = ()) -> Studio:
+    def open(cls, deployed: Deployment, *, gpus: Sequence[str] = (), drain: Callable[[], None]) -> Studio:
         ours = container_start(deployed)
         stores = open_stores(ours)
         return cls(
@@ -64,16 +67,12 @@ class Studio:
             DayBudget(stores.main, rented_policy(ours), SystemClock()),
             timeout_s=ours.settings.render_timeout_s,
             default_gpu=next(iter(gpus), None),
+            drain=drain,
         )
 
     def warm(self) -> None:
         """Start the engine before the first request comes."""
-        start = getattr(self._handler, "warm", None)
-        if callable(start):
-            try:
-                start()
-            except TaskFailed:
-                return  # the first request meets the same, and is told
+        warm(self._handler)
 
     def render(self, order: dict[str, Any], reload_models: Callable[[], None]) -> dict[str, Any]:
         """Run an order of `infra.desk`, task by task, until its money or the day's is spent.
@@ -86,6 +85,7 @@ class Studio:
         """
         plan = Plan.model_validate(order["plan"])
         spender = (plan.job_id, _ATTEMPT)
+        began, failures = time.monotonic(), set[ErrorKind]()
         try:
             if plan.models:
                 with suppress(RuntimeError):  # files are open; the handler brings what is missing
@@ -98,11 +98,14 @@ class Studio:
                 files += made
                 spent_usd += cost_usd
         except DropbatchError as error:
-            return {"error": error_report(error).model_dump(mode="json", exclude_defaults=True)}
+            report = error_report(error)
+            failures.add(report.kind)
+            return {"error": report.model_dump(mode="json", exclude_defaults=True)}
         else:
             return {"files": files}
         finally:
             self._budget.write(spender)
+            self._fitness.look(failures, began=began)
 
     def close(self) -> None:
         """Stop what runs, then the engine."""

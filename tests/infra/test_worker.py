@@ -13,14 +13,16 @@ import pytest
 
 from infra.gpus import usd_per_s
 from infra.stops import StopNotes, StopWatch
+from infra.studio import Studio
 from infra.transport import Order
 from infra.worker import Worker
-from processor.errors import ErrorKind, TaskFailed
+from processor.errors import ConfigError, ErrorKind, TaskFailed
 from processor.handler import Stores, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
-from processor.records import Task
+from processor.records import Plan, Task
 from processor.store.memory import MemoryStore
 from processor.testing.handler import ScriptedHandler
+from processor.testing.machine import Bench
 
 JOB_ID = "job-0123456789abcdef"
 
@@ -76,3 +78,70 @@ def test_tasks_that_fail_together_share_the_time_of_their_container(
     results = run_tasks(worker(ScriptedHandler(script)), 3)
     shares = sorted(result["seconds"] * 1000.0 / result["cost_usd"] for result in results)
     assert shares == pytest.approx([1, 2, 3], rel=0.02)
+
+
+def crash(_work: Work, _context: TaskContext) -> TaskOutput:
+    raise TaskFailed(ErrorKind.CRASHED, "the engine ended")
+
+
+def test_one_crash_of_an_engine_is_one_strike_however_many_were_on_it() -> None:
+    """Three crashes of it send the container away, not three tasks that fell together."""
+    drained: list[int] = []
+    together = threading.Barrier(3)
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        together.wait(10)
+        return crash(work, context)
+
+    sick = worker(ScriptedHandler(script), drain=lambda: drained.append(1))
+    run_tasks(sick, 3)
+    run_tasks(sick, 3)
+    assert not drained
+    run_tasks(sick, 3)
+    assert drained
+
+
+def test_a_finished_task_is_told_though_modal_does_not_let_the_container_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sick container that can't be drained is drained after the next task."""
+    asked: list[int] = []
+
+    def refuse() -> None:
+        asked.append(1)
+        raise ConnectionError("Modal does not answer")
+
+    monkeypatch.setattr("infra.health.gpu_problem", lambda: "Xid 79")
+    monkeypatch.setattr("infra.health._CHECK_EVERY_S", 0.0)
+    results = run_tasks(worker(ScriptedHandler(), drain=refuse), 2)
+    assert ([result["status"] for result in results], len(asked)) == (["done", "done"], 2)
+
+
+class Unstartable(ScriptedHandler):
+    """Its engine is set up wrongly."""
+
+    def warm(self) -> None:
+        raise ConfigError("this folder has no main.py")
+
+
+def test_an_engine_that_is_set_up_wrongly_does_not_fail_the_containers_start(tmp_path: Path) -> None:
+    """Modal would rent one after another; the tasks say what is wrong."""
+    worker(Unstartable()).warm()
+    studio(Bench(tmp_path, Unstartable())).warm()
+
+
+def studio(bench: Bench, drain: Callable[[], None] = lambda: None) -> Studio:
+    budget = bench.machine().budget
+    stores = Stores.single(bench.main)
+    return Studio(bench.handler, stores, budget, timeout_s=1200, default_gpu="L40S", drain=drain)
+
+
+def test_a_sick_container_of_the_api_is_let_go_too(tmp_path: Path) -> None:
+    """Else it would fail every request for as long as they keep it warm."""
+    drained: list[int] = []
+    bench = Bench(tmp_path, ScriptedHandler(crash))
+    sick = studio(bench, drain=lambda: drained.append(1))
+    plan = Plan(job_id=JOB_ID, kind="render", tasks=[Task(index=0, hash="0" * 64)])
+    order = {"plan": plan.model_dump(mode="json"), "max_cost_usd": 1}
+    told = [sick.render(order, lambda: None)["error"]["kind"] for _ in range(3)]
+    assert (told, drained) == (["crashed"] * 3, [1])

@@ -416,6 +416,7 @@ if options.api:
         return containers.open_api(
             deployed,
             render=Studio().render.remote,
+            gpus=api_gpus or (),
             pull=pull,
             volume=model_volume,
             spawn=wake.spawn,

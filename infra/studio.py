@@ -21,8 +21,10 @@ from processor.clock import SystemClock
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
 from processor.execute import Watchdog, backstop_s
 from processor.handler import Handler, Progress, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.models import Output
 from processor.records import Plan, Task
 from processor.report import error_report
+from processor.shaping import shaped
 
 MAX_REPLY_BYTES: Final = 100 * 1024 * 1024
 _ATTEMPT: Final = "api"
@@ -94,7 +96,7 @@ class Studio:
             spent_usd = 0.0
             for task in plan.tasks:
                 self._check_money(spent_usd, order["max_cost_usd"])
-                made, cost_usd = self._run(plan, task, spender)
+                made, cost_usd = self._run(self._work(plan, task, order), spender)
                 files += made
                 spent_usd += cost_usd
         except DropbatchError as error:
@@ -126,9 +128,9 @@ class Studio:
             )
         check_day(self._budget)
 
-    def _run(self, plan: Plan, task: Task, spender: Spender) -> tuple[list[dict[str, Any]], float]:
-        """A task's files, and what it cost; that is counted whether it ends well or not."""
-        work = Work(
+    def _work(self, plan: Plan, task: Task, order: dict[str, Any]) -> Work:
+        output = order.get("output")
+        return Work(
             job_id=plan.job_id,
             attempt=_ATTEMPT,
             kind="render",
@@ -136,8 +138,12 @@ class Studio:
             shared=plan.shared,
             inputs=plan.inputs,
             models=plan.models,
-            timeout_s=self._timeout_s,
+            timeout_s=order.get("timeout_s", self._timeout_s),
+            output=Output.model_validate(output) if output else None,
         )
+
+    def _run(self, work: Work, spender: Spender) -> tuple[list[dict[str, Any]], float]:
+        """A task's files, and what it cost; that is counted whether it ends well or not."""
         scratch().mkdir(parents=True, exist_ok=True)
         with self._stoppable() as (stop, abreast), tempfile.TemporaryDirectory(dir=scratch()) as directory:
             price = usd_per_s(gpu_class() or self._default_gpu)
@@ -149,7 +155,8 @@ class Studio:
                 seconds = (time.monotonic() - began) / abreast if output is None else output.seconds
                 cost_usd = seconds * price
                 self._budget.add(spender, cost_usd)
-            if sum(file.path.stat().st_size for file in output.files) > MAX_REPLY_BYTES:
+            files = shaped(output.files, work.task, work.output, Path(directory))
+            if sum(file.path.stat().st_size for file in files) > MAX_REPLY_BYTES:
                 raise TaskFailed(
                     ErrorKind.REFUSED,
                     f"the files have more than {MAX_REPLY_BYTES:,} bytes, too many for a reply",
@@ -157,13 +164,13 @@ class Studio:
                 )
             return [
                 {"name": file.name, "media_type": file.media_type, "data": file.path.read_bytes()}
-                for file in output.files
+                for file in files
             ], cost_usd
 
     def _run_work(self, work: Work, stop: Stop, directory: Path) -> TaskOutput:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + work.timeout_s
         # The handler counts from a task's turn: another request may be on the same engine before it.
-        with self._watchdog.limit(stop, backstop_s(self._timeout_s, self._handler.concurrency)):
+        with self._watchdog.limit(stop, backstop_s(work.timeout_s, self._handler.concurrency)):
             return self._handler.run(work, TaskContext(directory, self._stores, stop, deadline, _no_progress))
 
     @contextmanager

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from handlers.model_cache import ModelCache
+from infra.desk import Desk
 from infra.gpus import usd_per_s
 from infra.stops import StopNotes, StopWatch
 from infra.studio import Studio
 from infra.transport import Order
 from infra.worker import Worker
-from processor.errors import ConfigError, ErrorKind, TaskFailed
-from processor.handler import Stores, TaskContext, TaskOutput, Work
+from processor.errors import ConfigError, ErrorKind, JobInvalid, TaskFailed
+from processor.handler import LocalFile, Stores, TaskContext, TaskOutput, Work
 from processor.leases.memory import MemoryLeases
+from processor.models import RenderJob
 from processor.records import Plan, Task
 from processor.store.memory import MemoryStore
 from processor.testing.handler import ScriptedHandler
@@ -145,3 +149,58 @@ def test_a_sick_container_of_the_api_is_let_go_too(tmp_path: Path) -> None:
     order = {"plan": plan.model_dump(mode="json"), "max_cost_usd": 1}
     told = [sick.render(order, lambda: None)["error"]["kind"] for _ in range(3)]
     assert (told, drained) == (["crashed"] * 3, [1])
+
+
+def desk(bench: Bench) -> Desk:
+    """The API's, before a studio of its own."""
+    renders = studio(bench)
+    return Desk(
+        handler=bench.handler,
+        stores=Stores.single(bench.main),
+        budget=bench.machine().budget,
+        max_job_cost_usd=10,
+        gpus=["L40S"],
+        timeout_s=1200,
+        cache=ModelCache(bench.work_dir / "volume", bench.main),
+        reload_models=lambda: None,
+        pull=lambda _wanted: None,
+        note_use=lambda _wanted: None,
+        render=lambda order: renders.render(order, lambda: None),
+    )
+
+
+def render_job(**fields: Any) -> RenderJob:
+    return RenderJob.model_validate({"kind": "render", "workflow": "w", **fields})
+
+
+def test_a_render_of_the_api_is_as_its_job_asks(tmp_path: Path) -> None:
+    """Names, formats and the limit, as in a batch."""
+    limits_s: list[float] = []
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        limits_s.append(work.timeout_s)
+        Image.new("RGB", (8, 8)).save(context.workdir / "a.png")
+        return TaskOutput([LocalFile(context.workdir / "a.png", "a.png", "image/png")], seconds=1.0)
+
+    door = desk(Bench(tmp_path, ScriptedHandler(script)))
+    asked = {"name": "mine-{task}", "format": "webp"}
+    (file,) = door(render_job(gpu="L40S", timeout_s=30, output=asked))["files"]
+    assert (file["name"], file["media_type"], limits_s) == ("mine-0000.webp", "image/webp", [30])
+    (plain,) = door(render_job())["files"]
+    assert (plain["name"], limits_s[1:]) == ("a.png", [1200])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gpu": "H100"},
+        {"timeout_s": 1201},
+        {"output": {"sequence": "gif"}},
+        {"output": {"contact_sheet": True}},
+    ],
+)
+def test_what_the_apis_pool_does_not_have_is_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Before a GPU is rented, with where to get it; else it would be ignored."""
+    with pytest.raises(JobInvalid) as caught:
+        desk(Bench(tmp_path, ScriptedHandler()))(render_job(**asked))
+    assert (caught.value.where, "POST /jobs" in str(caught.value.mend)) == (next(iter(asked)), True)

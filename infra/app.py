@@ -20,6 +20,9 @@ from infra.settings import DEPLOYED, deployment
 
 MINUTES = 60
 HOURS = 60 * MINUTES
+TICK_LIMIT_S = 30 * MINUTES
+"""A look takes seconds, but minutes where a million drops lie in the inbox: one cut off claims nothing, and
+neither does the next. No more than two look at once, however many the cron has begun meanwhile."""
 
 deployed = deployment()
 settings, options = deployed.settings, deployed.modal
@@ -54,8 +57,9 @@ render_gpus = options.render_gpus if options.engine == "comfyui" else None
 api_gpus = options.api_gpus if options.engine == "comfyui" else None
 train_gpus = options.train_gpus if options.engine == "comfyui" else None
 
-model_volume = modal.Volume.from_name(options.volume, create_if_missing=True, version=2)
-training_volume = modal.Volume.from_name(options.training_volume, create_if_missing=True, version=2)
+# Without a version, which Modal would refuse where one of the other stands: see `infra.volumes`.
+model_volume = modal.Volume.from_name(options.volume, create_if_missing=True)
+training_volume = modal.Volume.from_name(options.training_volume, create_if_missing=True)
 
 
 @app.function(
@@ -293,7 +297,7 @@ def _tick() -> dict[str, Any]:
     secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
-    timeout=4 * MINUTES,
+    timeout=TICK_LIMIT_S,
     max_containers=2,
     scaledown_window=2,
     retries=0,
@@ -308,7 +312,7 @@ def tick() -> dict[str, Any]:
     secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
-    timeout=4 * MINUTES,
+    timeout=TICK_LIMIT_S,
     max_containers=2,
     scaledown_window=2,
     retries=0,
@@ -327,7 +331,7 @@ def wake(delay_s: float = 0.0) -> dict[str, Any]:
     secrets=[told, bucket_key, *telling],
     cpu=0.25,
     memory=512,
-    timeout=4 * MINUTES,
+    timeout=TICK_LIMIT_S,
     max_containers=1,
     scaledown_window=2,
     retries=0,
@@ -387,7 +391,8 @@ if options.api:
 
         @modal.enter()
         def wake(self) -> None:
-            self.studio = studio.Studio.open(deployed, gpus=api_gpus or ())
+            drain = modal.experimental.stop_fetching_inputs
+            self.studio = studio.Studio.open(deployed, gpus=api_gpus or (), drain=drain)
             self.studio.warm()
 
         @modal.method()
@@ -415,6 +420,7 @@ if options.api:
         return containers.open_api(
             deployed,
             render=Studio().render.remote,
+            gpus=api_gpus or (),
             pull=pull,
             volume=model_volume,
             spawn=wake.spawn,
@@ -443,7 +449,7 @@ if options.webhook:
 
 
 if options.ui:
-    user_volume = modal.Volume.from_name(options.user_volume, create_if_missing=True, version=2)
+    user_volume = modal.Volume.from_name(options.user_volume, create_if_missing=True)
 
     @app.function(
         image=engine,

@@ -131,6 +131,7 @@ def open_api(
     deployed: Deployment,
     *,
     render: Render,
+    gpus: Sequence[str],
     pull: modal.Function[..., Any, Any],
     volume: modal.Volume,
     spawn: Callable[[float], object],
@@ -139,6 +140,7 @@ def open_api(
 
     Args:
         render: runs an order on a GPU.
+        gpus: what that may be.
         spawn: has a tick begin after so many seconds.
     """
     ours = container_start(deployed)
@@ -148,6 +150,8 @@ def open_api(
         stores=stores,
         budget=DayBudget(stores.main, policy, SystemClock()),
         max_job_cost_usd=policy.max_job_cost_usd,
+        gpus=gpus,
+        timeout_s=ours.settings.render_timeout_s,
         cache=ModelCache(ours.settings.models_path, stores.models),
         reload_models=volume.reload,
         pull=partial(pull_in_time, pull),

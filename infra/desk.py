@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import Any, Final
 from handlers.model_cache import ModelCache
 from infra.models import Problem, raise_problem
 from processor.budget import DayBudget
-from processor.errors import ErrorKind, NotFound, TaskFailed
+from processor.errors import ErrorKind, JobInvalid, NotFound, TaskFailed
 from processor.handler import Handler, PlanContext, Stores
 from processor.layout import PAUSED, slug
 from processor.models import RenderJob
@@ -30,6 +30,8 @@ class Desk:
     """Takes a request as far as a CPU can. Thread-safe.
 
     Args:
+        gpus: what the pool's containers may have; none where it renders on CPUs.
+        timeout_s: a task's limit there, which a job may lower.
         cache: the models' Volume as this container sees it; only looked at.
         reload_models: makes seen what others brought to the Volume.
         pull: brings models to it; raises nothing, but may say what kept it.
@@ -42,6 +44,8 @@ class Desk:
     stores: Stores
     budget: DayBudget
     max_job_cost_usd: float
+    gpus: Sequence[str]
+    timeout_s: float
     cache: ModelCache
     reload_models: Callable[[], None]
     pull: Callable[[list[dict[str, Any]]], Problem]
@@ -59,6 +63,7 @@ class Desk:
             StoreError: the bucket is out of reach.
         Cost: 1 request, 1 a minute for the day's sum, those of planning, and 1 a model.
         """
+        self._check_pool(job)
         self._check_may_begin()
         plan = self._plan(job)
         self._bring(plan.models)
@@ -66,8 +71,25 @@ class Desk:
             {
                 "plan": plan.model_dump(mode="json", exclude_defaults=True),
                 "max_cost_usd": job.cap_usd(self.max_job_cost_usd),
+                "timeout_s": job.timeout_s or self.timeout_s,
+                "output": job.output.model_dump(mode="json", exclude_defaults=True) if job.output else None,
             }
         )
+
+    def _check_pool(self, job: RenderJob) -> None:
+        """Refuse what would be asked for in vain: there is one pool, and no gallery to put more into."""
+        if job.gpu is not None and list(self.gpus) != [job.gpu]:
+            where, what = (
+                "gpu",
+                f"renders that are answered at once run on {' or '.join(self.gpus) or 'CPUs'}",
+            )
+        elif (job.timeout_s or 0) > self.timeout_s:
+            where, what = "timeout_s", f"renders that are answered at once may take {self.timeout_s:g} s"
+        elif job.output and (job.output.contact_sheet or job.output.sequence):
+            where, what = "output", "contact sheets and sequences are made beside a job's gallery"
+        else:
+            return
+        raise JobInvalid(what, where=where, mend="Leave it out, or POST /jobs, which has it as asked for")
 
     def _check_may_begin(self) -> None:
         try:

@@ -47,21 +47,35 @@ class Dispatcher:
     def run(self, values: Sequence[dict[str, Any]]) -> dict[str, str | None]:
         """See `run_claims`. Does not return once the container is being taken away: an input that was
         never answered is what Modal starts again elsewhere, with the same claims."""
-        with self._stoppable() as stop:
-            outcomes = run_claims(replace(self._machine, stop=stop), values, limit_s=self._limit_s)
+        # On a thread: a container that takes one call at a time runs it on its main thread, where a
+        # preemption's SIGINT would cut it off before it has given anything back.
+        with ThreadPoolExecutor(1, thread_name_prefix="call") as pool:
+            future = pool.submit(self._run, values)
+            try:
+                outcomes = future.result()
+            except KeyboardInterrupt:
+                self._wind_down()
+                raise
         if self._leaving:
             threading.Event().wait()  # on a daemon thread, which ends with the process
         return outcomes
 
     def close(self) -> None:
         """Give back the leases of whatever runs, so that others go on at once."""
+        self._wind_down()
+        self._machine.close()
+
+    def _run(self, values: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+        with self._stoppable() as stop:
+            return run_claims(replace(self._machine, stop=stop), values, limit_s=self._limit_s)
+
+    def _wind_down(self) -> None:
         with self._changed:
             self._leaving = True
             for stop in self._running:
                 stop.set(ErrorKind.PREEMPTED)
             if not self._changed.wait_for(lambda: not self._running, EXIT_GRACE_S):
                 log.warning("dispatch.left_jobs", calls=len(self._running))
-        self._machine.close()
 
     @contextmanager
     def _stoppable(self) -> Iterator[Stop]:

@@ -9,7 +9,7 @@ import modal
 
 from infra.commands.options import asking_modal, function
 from infra.plan import plan_of
-from infra.secrets import needed, state
+from infra.secrets import needed, unmet, way_out
 from infra.settings import Deployment, deployable
 from processor.cli.findings import Finding
 from processor.config import Settings
@@ -65,11 +65,11 @@ def _plan(deployed: Deployment) -> Finding:
 
 
 def _secrets(deployed: Deployment) -> Finding:
-    states = {each.name: state(each) for each in needed(deployed) if each.setting is None}
-    lacking = [f"{name}: {said}" for name, said in states.items() if said != "ok"]
-    if lacking:
-        return Finding("fail", "modal secrets", "; ".join(lacking), "Run `dropbatch secrets --create`")
-    return Finding("ok", "modal secrets", ", ".join(states))
+    if lacking := unmet(deployed):
+        what = "; ".join(f"{secret.name}: {said}" for secret, said in lacking)
+        return Finding("fail", "modal secrets", what, way_out(lacking))
+    used = [secret.name for secret in needed(deployed) if secret.setting is None]
+    return Finding("ok", "modal secrets", ", ".join(used))
 
 
 def _app(deployed: Deployment) -> Finding:

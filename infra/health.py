@@ -5,11 +5,81 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, Final
 
+import structlog
+
+from processor.errors import DropbatchError, ErrorKind
+
+log = structlog.get_logger(__name__)
+
+_CHECK_EVERY_S: Final = 30.0
+_SICK: Final = frozenset(
+    {ErrorKind.CRASHED, ErrorKind.UNAVAILABLE, ErrorKind.OUT_OF_MEMORY, ErrorKind.INTERNAL}
+)
+"""Failures after which the container is looked at before it takes another task."""
+_MAX_STRIKES: Final = 3
 _SMI_TIMEOUT_S: Final = 20.0
 _MODELS: Final = re.compile(r"\b(T4|L40S|L4|A100|A10|H100|H200|B200)")
+
+
+class Fitness:
+    """Between tasks: is this container fit for the next? A sick one gets nothing more. Thread-safe.
+
+    Args:
+        drain: makes Modal send this container nothing more.
+    """
+
+    def __init__(self, handler: Any, drain: Callable[[], None]) -> None:
+        self._handler = handler
+        self._drain = drain
+        self._lock = threading.Lock()
+        self._strikes = 0
+        self._struck_at = self._checked_at = time.monotonic()
+
+    def look(self, failures: Collection[ErrorKind], *, began: float) -> None:
+        """Called after tasks that began then, by `time.monotonic()`, and failed of these, or of none."""
+        now = time.monotonic()
+        with self._lock:
+            if _SICK.isdisjoint(failures):
+                self._strikes = 0
+            elif began >= self._struck_at:  # else it fell with the engine that was counted already
+                self._strikes, self._struck_at = self._strikes + 1, now
+            if not self._strikes and now - self._checked_at < _CHECK_EVERY_S:
+                return
+            self._checked_at, strikes = now, self._strikes
+        problem = gpu_problem() or engine_problem(self._handler)
+        if problem is None and strikes >= _MAX_STRIKES:
+            problem = f"{strikes} failures in a row that other machines may not have"
+        if problem is not None:
+            log.error("container.sick", why=problem)
+            self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self._drain()
+        except Exception:
+            # What was just finished must reach its caller; the next look asks again.
+            log.exception("container.not_drained")
+
+
+def warm(handler: Any) -> None:
+    """Start the engine before the first task comes, where the handler has one.
+
+    One that can't start must not fail the container's start, which Modal would try again and again: the
+    first task meets the same, and its failure is recorded and decided upon.
+    """
+    start = getattr(handler, "warm", None)
+    if not callable(start):
+        return
+    try:
+        start()
+    except DropbatchError as error:
+        log.warning("engine.not_started", why=str(error))
 
 
 def gpu_problem() -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from infra.desk import check_day
 from infra.gpus import usd_per_s
-from infra.health import gpu_class
+from infra.health import Fitness, gpu_class, warm
 from infra.machine import container_start, factory_of, open_stores, rented_policy
 from infra.paths import scratch
 from infra.settings import Deployment
@@ -21,8 +21,10 @@ from processor.clock import SystemClock
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
 from processor.execute import Watchdog, backstop_s
 from processor.handler import Handler, Progress, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.models import Output
 from processor.records import Plan, Task
 from processor.report import error_report
+from processor.shaping import shaped
 
 MAX_REPLY_BYTES: Final = 100 * 1024 * 1024
 _ATTEMPT: Final = "api"
@@ -34,6 +36,7 @@ class Studio:
 
     Args:
         default_gpu: what its containers have, where the GPU can't tell itself.
+        drain: makes Modal send this container nothing more.
     """
 
     def __init__(
@@ -44,18 +47,20 @@ class Studio:
         *,
         timeout_s: float,
         default_gpu: str | None = None,
+        drain: Callable[[], None],
     ) -> None:
         self._handler = handler
         self._stores = stores
         self._budget = budget
         self._timeout_s = timeout_s
         self._default_gpu = default_gpu
+        self._fitness = Fitness(handler, drain)
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._running: set[Stop] = set()
 
     @classmethod
-    def open(cls, deployed: Deployment, *, gpus: Sequence[str] = ()) -> Studio:
+    def open(cls, deployed: Deployment, *, gpus: Sequence[str] = (), drain: Callable[[], None]) -> Studio:
         ours = container_start(deployed)
         stores = open_stores(ours)
         return cls(
@@ -64,16 +69,12 @@ class Studio:
             DayBudget(stores.main, rented_policy(ours), SystemClock()),
             timeout_s=ours.settings.render_timeout_s,
             default_gpu=next(iter(gpus), None),
+            drain=drain,
         )
 
     def warm(self) -> None:
         """Start the engine before the first request comes."""
-        start = getattr(self._handler, "warm", None)
-        if callable(start):
-            try:
-                start()
-            except TaskFailed:
-                return  # the first request meets the same, and is told
+        warm(self._handler)
 
     def render(self, order: dict[str, Any], reload_models: Callable[[], None]) -> dict[str, Any]:
         """Run an order of `infra.desk`, task by task, until its money or the day's is spent.
@@ -86,6 +87,7 @@ class Studio:
         """
         plan = Plan.model_validate(order["plan"])
         spender = (plan.job_id, _ATTEMPT)
+        began, failures = time.monotonic(), set[ErrorKind]()
         try:
             if plan.models:
                 with suppress(RuntimeError):  # files are open; the handler brings what is missing
@@ -94,15 +96,18 @@ class Studio:
             spent_usd = 0.0
             for task in plan.tasks:
                 self._check_money(spent_usd, order["max_cost_usd"])
-                made, cost_usd = self._run(plan, task, spender)
+                made, cost_usd = self._run(self._work(plan, task, order), spender)
                 files += made
                 spent_usd += cost_usd
         except DropbatchError as error:
-            return {"error": error_report(error).model_dump(mode="json", exclude_defaults=True)}
+            report = error_report(error)
+            failures.add(report.kind)
+            return {"error": report.model_dump(mode="json", exclude_defaults=True)}
         else:
             return {"files": files}
         finally:
             self._budget.write(spender)
+            self._fitness.look(failures, began=began)
 
     def close(self) -> None:
         """Stop what runs, then the engine."""
@@ -123,9 +128,9 @@ class Studio:
             )
         check_day(self._budget)
 
-    def _run(self, plan: Plan, task: Task, spender: Spender) -> tuple[list[dict[str, Any]], float]:
-        """A task's files, and what it cost; that is counted whether it ends well or not."""
-        work = Work(
+    def _work(self, plan: Plan, task: Task, order: dict[str, Any]) -> Work:
+        output = order.get("output")
+        return Work(
             job_id=plan.job_id,
             attempt=_ATTEMPT,
             kind="render",
@@ -133,19 +138,25 @@ class Studio:
             shared=plan.shared,
             inputs=plan.inputs,
             models=plan.models,
-            timeout_s=self._timeout_s,
+            timeout_s=order.get("timeout_s", self._timeout_s),
+            output=Output.model_validate(output) if output else None,
         )
+
+    def _run(self, work: Work, spender: Spender) -> tuple[list[dict[str, Any]], float]:
+        """A task's files, and what it cost; that is counted whether it ends well or not."""
         scratch().mkdir(parents=True, exist_ok=True)
-        with self._stoppable() as (stop, share), tempfile.TemporaryDirectory(dir=scratch()) as directory:
-            # Requests side by side share one GPU, and so its price.
-            price = usd_per_s(gpu_class() or self._default_gpu) / share
+        with self._stoppable() as (stop, abreast), tempfile.TemporaryDirectory(dir=scratch()) as directory:
+            price = usd_per_s(gpu_class() or self._default_gpu)
             began, output = time.monotonic(), None
             try:
                 output = self._run_work(work, stop, Path(directory))
             finally:
-                cost_usd = (time.monotonic() - began if output is None else output.seconds) * price
+                # The engine's own seconds, else those here, which requests side by side share.
+                seconds = (time.monotonic() - began) / abreast if output is None else output.seconds
+                cost_usd = seconds * price
                 self._budget.add(spender, cost_usd)
-            if sum(file.path.stat().st_size for file in output.files) > MAX_REPLY_BYTES:
+            files = shaped(output.files, work.task, work.output, Path(directory))
+            if sum(file.path.stat().st_size for file in files) > MAX_REPLY_BYTES:
                 raise TaskFailed(
                     ErrorKind.REFUSED,
                     f"the files have more than {MAX_REPLY_BYTES:,} bytes, too many for a reply",
@@ -153,13 +164,13 @@ class Studio:
                 )
             return [
                 {"name": file.name, "media_type": file.media_type, "data": file.path.read_bytes()}
-                for file in output.files
+                for file in files
             ], cost_usd
 
     def _run_work(self, work: Work, stop: Stop, directory: Path) -> TaskOutput:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + work.timeout_s
         # The handler counts from a task's turn: another request may be on the same engine before it.
-        with self._watchdog.limit(stop, backstop_s(self._timeout_s, self._handler.concurrency)):
+        with self._watchdog.limit(stop, backstop_s(work.timeout_s, self._handler.concurrency)):
             return self._handler.run(work, TaskContext(directory, self._stores, stop, deadline, _no_progress))
 
     @contextmanager

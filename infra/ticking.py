@@ -50,7 +50,8 @@ def tick_once(
     """
     with unit_of_work("tick") as line:
         now = load()
-        report = tick(machine, capacity=_capacity(deployed.modal, now))
+        at_most = {"train": _most_trainings(deployed.modal)}
+        report = tick(machine, capacity=_capacity(deployed.modal, now), at_most=at_most)
         started = [claim for claim in report.claims if _hand_over(machine, claim, spawn)]
         if len(started) < len(report.claims):
             report.problem = report.problem or "Modal started no dispatcher; the claims were given back"
@@ -75,8 +76,17 @@ def tick_once(
 def _capacity(options: ModalSettings, load: Load) -> int:
     if load.waiting:
         return 0
-    room = options.dispatch_containers * options.jobs_per_dispatch - load.running
-    return max(0, min(options.claims_per_tick, room))
+    return max(0, min(options.claims_per_tick, _slots(options) - load.running))
+
+
+def _slots(options: ModalSettings) -> int:
+    return options.dispatch_containers * options.jobs_per_dispatch
+
+
+def _most_trainings(options: ModalSettings) -> int:
+    """Three quarters of what may be in work: a training takes hours, and as long again while it waits for
+    its GPU, and renders must not wait behind a row of those."""
+    return max(1, _slots(options) * 3 // 4)
 
 
 def _hand_over(machine: Machine, claim: Claim, spawn: Spawn) -> bool:

@@ -12,24 +12,18 @@ from typing import Any, Final
 import structlog
 
 from infra.gpus import usd_per_s
-from infra.health import engine_problem, gpu_class, gpu_problem
+from infra.health import Fitness, gpu_class, warm
 from infra.paths import scratch
 from infra.stops import StopWatch
 from infra.transport import Order, execution_to_json
 from processor import log as logs
-from processor.errors import ErrorKind, TaskFailed
+from processor.errors import ErrorKind
 from processor.execute import Execution, Watchdog, execute
 from processor.handler import Handler, Progress, Stop, Stores, Work
 
 log = structlog.get_logger(__name__)
 
-_CHECK_EVERY_S: Final = 30.0
 _PROGRESS_EVERY_S: Final = 30.0
-_SICK: Final = frozenset(
-    {ErrorKind.CRASHED, ErrorKind.UNAVAILABLE, ErrorKind.OUT_OF_MEMORY, ErrorKind.INTERNAL}
-)
-"""Failures after which the container is looked at before it takes another task."""
-_MAX_STRIKES: Final = 3
 EXIT_GRACE_S: Final = 20.0
 """Modal kills 30 s after it has asked; the engine needs a few of those to end."""
 
@@ -60,34 +54,26 @@ class Worker:
         self._stops = stops
         self._default_gpu = default_gpu
         self._sharing = sharing
-        self._drain = drain
+        self._fitness = Fitness(handler, drain)
         self._reload_models = reload_models
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._busy = 0
-        self._strikes = 0
-        self._checked_at = time.monotonic()
         self._seen_jobs: set[str] = set()
 
     def warm(self) -> None:
-        """Start the engine before the first task comes, where the handler has one."""
-        start = getattr(self._handler, "warm", None)
-        if not callable(start):
-            return
-        try:
-            start()
-        except TaskFailed as error:
-            # The first task meets the same, and its failure is recorded and decided upon.
-            log.warning("engine.not_started", why=str(error))
+        """Start the engine before the first task comes."""
+        warm(self._handler)
 
     def run(self, value: dict[str, Any]) -> list[dict[str, Any]]:
         """Carry out one order; never raises for anything that a task can cause."""
-        order = Order.from_json(value)
+        order, began = Order.from_json(value), time.monotonic()
         self._bring_models(order.works)
         with self._stops.watching(order) as stops:
             tasks = zip(order.works, stops, strict=True)
             executions = [self._run_one(work, order, stop) for work, stop in tasks]
-        self._look_after(executions)
+        failures = {each.result.error.kind for each in executions if each.result.error is not None}
+        self._fitness.look(failures, began=began)
         return [execution_to_json(execution) for execution in executions]
 
     def run_aside(self, value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -115,7 +101,7 @@ class Worker:
         with logs.bind(job_id=work.job_id, task=work.task.index, attempt=work.attempt):
             with self._lock:
                 self._busy += 1
-                share = self._busy
+                abreast = self._busy
             try:
                 execution = execute(
                     self._handler,
@@ -126,9 +112,9 @@ class Worker:
                     progress=_Progress(),
                     work_dir=scratch() / "tasks",
                     gpu=gpu,
-                    # Tasks side by side share one GPU, and so its price.
-                    usd_per_s=usd_per_s(gpu) / share,
+                    usd_per_s=usd_per_s(gpu),
                     sharing=self._sharing,
+                    abreast=abreast,
                 )
             finally:
                 with self._lock:
@@ -149,22 +135,6 @@ class Worker:
             with suppress(RuntimeError):
                 self._reload_models()
             self._seen_jobs |= jobs
-
-    def _look_after(self, executions: list[Execution]) -> None:
-        """Between tasks: is this container fit for the next? A sick one gets nothing more."""
-        kinds = {e.result.error.kind for e in executions if e.result.error is not None}
-        now = time.monotonic()
-        with self._lock:
-            self._strikes = self._strikes + 1 if kinds & _SICK else 0
-            if not self._strikes and now - self._checked_at < _CHECK_EVERY_S:
-                return
-            self._checked_at, strikes = now, self._strikes
-        problem = gpu_problem() or engine_problem(self._handler)
-        if problem is None and strikes >= _MAX_STRIKES:
-            problem = f"{strikes} failures in a row that other machines may not have"
-        if problem is not None:
-            log.error("container.sick", why=problem)
-            self._drain()
 
 
 class _Progress:

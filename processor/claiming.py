@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -27,13 +27,24 @@ _NEWEST = 16
 """Of a longer queue so many are looked at from its end, too, for what is urgent."""
 _AT_ONCE = 32
 """Drops peeked at side by side: a cloud's tick looks at a hundred, each a round trip away."""
+_PASSED_OVER = 1000
+"""Drops of a kind of which enough is in hand that are looked past, for what is dropped behind them."""
 
 
-def claim(machine: Machine, report: TickReport, *, capacity: int, busy: Collection[str]) -> list[Claim]:
+def claim(
+    machine: Machine,
+    report: TickReport,
+    *,
+    capacity: int,
+    busy: Collection[str],
+    at_most: Mapping[str, int] | None = None,
+) -> list[Claim]:
     """Claim up to `capacity` jobs that are free, however much of the inbox others have in hand.
 
     Higher priority goes first, then age: among the next few drops, and what was dropped last.
 
+    Args:
+        at_most: of a kind, how many jobs may be in anybody's hands; those beyond stay in the inbox.
     Returns:
         The new claims, which the report has, too.
     Cost: 1 request and 1 of the lease store per job claimed, and 1 of the latter for all of them;
@@ -42,15 +53,20 @@ def claim(machine: Machine, report: TickReport, *, capacity: int, busy: Collecti
     if report.inbox is None:
         return []
     before, wanted = len(report.claims), capacity * _LOOKAHEAD
+    places = _Places(at_most or {})
     if report.looked == 0:
         _put_urgent_ones_first(machine, report, report.inbox, wanted, busy)
     while len(report.claims) < before + capacity and not machine.stop.is_set() and not report.out_of_reach:
+        if places.passed_over >= _PASSED_OVER:
+            break
         if not report.ready:
             _look_further(machine, report, report.inbox, wanted, busy)
         if not report.ready:
             break
         peeked = report.ready.pop(0)
-        if peeked.drop.job_id not in busy:
+        if not places.take(peeked):
+            report.later += 1
+        elif peeked.drop.job_id not in busy:
             _take(machine, report, report.inbox, peeked)
     claims = report.claims[before:]
     _vouch(machine, claims)
@@ -81,6 +97,25 @@ def claim_more(
         report.problem = str(error)
         return []
     return claim(machine, report, capacity=capacity, busy=busy)
+
+
+class _Places:
+    """Of some kinds, how many jobs may be in anybody's hands; of the others as many as there are."""
+
+    def __init__(self, at_most: Mapping[str, int]) -> None:
+        self._left = dict(at_most)
+        self.passed_over = 0
+
+    def take(self, peeked: Peeked) -> bool:
+        """Whether there is one for this drop, which another may have in hand: it counts as well."""
+        kind = peeked.job.kind if peeked.job else None
+        if kind not in self._left:
+            return True
+        if self._left[kind] <= 0:
+            self.passed_over += 1
+            return False
+        self._left[kind] -= 1
+        return True
 
 
 def _take(machine: Machine, report: TickReport, inbox: Inbox, peeked: Peeked) -> None:

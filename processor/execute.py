@@ -87,6 +87,7 @@ def execute(
     gpu: str | None,
     usd_per_s: float,
     sharing: int = 1,
+    abreast: int = 1,
     clock: Clock = _SYSTEM_CLOCK,
     tag: Callable[[], str] = new_tag,
     workdir: Workdir = scratch_folder,
@@ -99,6 +100,8 @@ def execute(
     Args:
         sharing: tasks that run at once on this handler's engine, where that may be more than its
             `concurrency`: each waits for the others.
+        abreast: tasks on this engine as this one begins. A success is charged the seconds that the engine
+            itself worked at it, of which no two tasks have the same; a failure a share of its time here.
     Cost: 1 request per file and 1; a transient failure writes nothing.
     """
     execution = tag()
@@ -121,7 +124,10 @@ def execute(
         output = TaskOutput(files=[], seconds=0.0, log=getattr(failure, "log", ""))
         if error.kind is ErrorKind.INTERNAL:
             log.exception("task.defect", job_id=work.job_id, task=work.task.index)
-    seconds = output.seconds if error is None else clock.monotonic() - began
+    if error is None:
+        seconds, price = output.seconds, usd_per_s
+    else:
+        seconds, price = clock.monotonic() - began, usd_per_s / abreast
     result = TaskResult(
         index=work.task.index,
         hash=work.task.hash,
@@ -136,7 +142,7 @@ def execute(
         started_at=started_at,
         seconds=round(seconds, 3),
         gpu=work.gpu or gpu,
-        cost_usd=round(seconds * usd_per_s, 6),
+        cost_usd=round(seconds * price, 6),
         data=output.data,
     )
     return Execution(_recorded(stores.main, work, result), output.log, output.engine)

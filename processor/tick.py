@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from functools import partial
 
@@ -23,13 +23,19 @@ _REMOVING_S = 10.0
 
 
 def tick(
-    machine: Machine, *, capacity: int, busy: Collection[str] = (), night_open: bool | None = None
+    machine: Machine,
+    *,
+    capacity: int,
+    busy: Collection[str] = (),
+    night_open: bool | None = None,
+    at_most: Mapping[str, int] | None = None,
 ) -> TickReport:
     """Scan the inbox, claim up to `capacity` jobs, tidy what nobody will run.
 
     Args:
         busy: ids of jobs that this runner works on already; not asked about again.
         night_open: whether held drops are due; None asks the policy's nightly window.
+        at_most: of a kind, how many jobs may be in anybody's hands.
     Returns:
         The report; what one drop does wrong never keeps others from being claimed.
     Cost: 1 request per 1,000 objects in the inbox; 1 and 1 of the lease store for the authority,
@@ -53,7 +59,7 @@ def tick(
         # What it dropped is in the next listing.
         report.young += len(machine.recurring.emit_due(machine, inbox, zone=machine.policy.zone))
     if not inbox.paused and capacity > 0 and not machine.stop.is_set() and not _out_of_money(machine, report):
-        claim(machine, report, capacity=capacity, busy=busy)
+        claim(machine, report, capacity=capacity, busy=busy, at_most=at_most)
         report.folders = look_at_folders(machine, inbox)
         # Frozen just now, or as soon as the next listing agrees: worth another look at once.
         report.young += sum(look in ("soon", "frozen") for look in report.folders.values())

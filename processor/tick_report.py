@@ -32,7 +32,7 @@ class TickReport:
     young: int = 0
     """Of those looked at: perhaps still being written."""
     later: int = 0
-    """Of those looked at: not due yet, or for another place."""
+    """Of those looked at: not due yet, for another place, or of a kind of which enough is in hand."""
     leased: int = 0
     """Of those looked at: another runner's."""
     folders: dict[str, Look] = field(default_factory=dict)

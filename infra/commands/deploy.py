@@ -39,7 +39,7 @@ def command(
       dropbatch deploy
     """
     from infra.plan import plan_of
-    from infra.secrets import missing
+    from infra.secrets import unmet, way_out
 
     deployed = load_deployment(config, bucket, endpoint_url)
     plan = plan_of(deployed)
@@ -51,10 +51,9 @@ def command(
     if plan_only:
         return
     with asking_modal(deployed.modal.app_name):
-        if lacking := list(missing(deployed)):
-            raise ConfigError(
-                "; ".join(lacking), where="secrets", mend="Run `dropbatch secrets --create` to make them"
-            )
+        if lacking := unmet(deployed):
+            what = "; ".join(f"{secret.name}: {state}" for secret, state in lacking)
+            raise ConfigError(what, where="secrets", mend=way_out(lacking))
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nobody can be asked here; say --yes")
@@ -88,7 +87,10 @@ def _show(plan: DeployPlan, deployed: Deployment) -> None:
 def _deploy(deployed: Deployment) -> None:
     """As a user would type it, with the very settings that were shown."""
     from infra.settings import DEPLOYED
+    from infra.volumes import make_missing
 
+    with asking_modal(deployed.modal.app_name):
+        make_missing(deployed)
     done = subprocess.run(
         [sys.executable, "-m", "modal", "deploy", "-m", "infra.app"],
         env={**os.environ, DEPLOYED: deployed.baked()},

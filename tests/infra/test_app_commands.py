@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import modal  # the client under test
 import pytest
 import urllib3
 from aiohttp import web
@@ -85,6 +86,13 @@ def test_a_first_deploy(tmp_path: Path, moto: SerialMotoServer) -> None:
         assert re.search(r"about \$\d\.\d\d a month", shown.stdout)
         refused = run(env, "deploy", "--yes")
         assert (refused.returncode, "b2-credentials: missing" in refused.stderr) == (3, True), refused.stderr
+        loopback.set_secret("guides", {"B2_KEY_ID": "x"})
+        guides = {"DROPBATCH_MODAL": json.dumps({"engine": "builtin", "bucket_secret": "guides"})}
+        for command in (("deploy", "--yes"), ("secrets", "--create")):
+            told = run(env | guides, *command).stderr.replace("\n", " ")
+            assert "modal secret create --force guides AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…" in told
+            assert "dropbatch secrets --create" not in told
+        modal.Volume.objects.create("comfy-models")  # as the guide has it
         made = run(env, "secrets", "--create")
         assert "made: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in made.stdout
         assert SECRET not in made.stdout + made.stderr
@@ -93,6 +101,8 @@ def test_a_first_deploy(tmp_path: Path, moto: SerialMotoServer) -> None:
         done = run(env, "deploy", "--yes")
         assert done.returncode == 0, done.stderr
         assert "tick" in loopback.registered
+        versions = [volume.version for volume in loopback.volumes_of("ui").values()]
+        assert sorted(versions) == [1, 2], "what stands is taken, what does not is made as new"
         stopped = run(env, "stop", "--yes")
         assert (stopped.returncode, loopback.registered) == (0, {}), stopped.stderr
     store.close()

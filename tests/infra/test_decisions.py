@@ -201,6 +201,8 @@ def test_the_api_pulls_what_lacks_before_it_rents_and_says_what_it_uses(tmp_path
             stores=Stores.single(bench.main),
             budget=bench.machine().budget,
             max_job_cost_usd=10.0,
+            gpus=["L40S"],
+            timeout_s=1200,
             cache=volume,
             reload_models=lambda: told.append("reload"),
             pull=pull,

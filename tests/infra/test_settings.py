@@ -62,6 +62,19 @@ def test_the_key_of_mounted_models_is_asked_for() -> None:
         assert "b2-models" not in names
 
 
+def test_the_key_of_another_bucket_is_asked_for_where_the_environment_has_it() -> None:
+    """A secret made before would leave containers with the main key, which that bucket refuses."""
+    deployed = deployable(load_without_file(bucket="s3://a-bucket", models_bucket="s3://models"))
+    own = {"DROPBATCH_MODELS_KEY_ID": "mk", "DROPBATCH_MODELS_KEY": "ms"}
+    others = {"DROPBATCH_DATASETS_KEY_ID": "dk", "DROPBATCH_DATASETS_KEY": "ds"}
+    main = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    assert needed(deployed, {})[0].keys == main
+    (secret, *_) = needed(deployed, own | others)
+    assert secret.keys == (*main, *own), "not of a bucket that there is not"
+    environ = {"DROPBATCH_KEY_ID": "k", "DROPBATCH_KEY": "s"} | own
+    assert values_of(secret, environ) == dict(zip(main, ("k", "s"), strict=True)) | own
+
+
 def test_a_warm_container_costs_its_cores_and_memory_as_well() -> None:
     """And without a GPU only those."""
     idle = plan_of(deploy_with()).idle_usd_a_month

@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -233,14 +233,15 @@ def model_key(model: ModelFile) -> str:
         raise TaskFailed(ErrorKind.REFUSED, f"no valid model name: {error.what}", where=name[:200]) from None
 
 
-def paths_yaml(directory: Path, folders: Sequence[str]) -> str:
+def paths_yaml(directory: Path, folders: Mapping[str, str]) -> str:
     """The text of an `--extra-model-paths-config` file that adds this folder.
+
+    Args:
+        folders: name → path below it; or several paths, one a line.
 
     JSON is YAML, and quotes whatever a path may hold. ComfyUI expands `$` and `~` in it.
     """
-    return json.dumps(
-        {"dropbatch": {"base_path": str(directory), **{folder: folder for folder in folders}}}, indent=1
-    )
+    return json.dumps({"dropbatch": {"base_path": str(directory), **folders}}, indent=1)
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

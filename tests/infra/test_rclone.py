@@ -1,4 +1,4 @@
-"""Models between bucket and Volume by the real rclone: what is copied, what is left, what counts as current."""
+"""Models between bucket and Volume by the real rclone: what is copied, left alone, or counts as current."""
 
 from __future__ import annotations
 

@@ -178,5 +178,5 @@ def test_many_at_once_download_once(store: MemoryStore, tmp_path: Path) -> None:
 
 def test_paths_file_quotes_any_path(tmp_path: Path) -> None:
     odd = tmp_path / "it's: a #1 “path”"
-    config = json.loads(paths_yaml(odd, ["loras", "vae"]))
+    config = json.loads(paths_yaml(odd, {"loras": "loras", "vae": "vae"}))
     assert config == {"dropbatch": {"base_path": str(odd), "loras": "loras", "vae": "vae"}}

@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -144,13 +144,17 @@ class ModelCache:
         return time.monotonic() - self._trusted.get(path, float("-inf")) < _TRUSTED_S and path.exists()
 
     def _is_current(self, path: Path, info: ObjectInfo) -> bool:
-        if path.stat().st_size != info.size_bytes:
+        """By the note of what we brought, unless another put a file in its place: then by size and time."""
+        found = path.stat()
+        if found.st_size != info.size_bytes:
             return False
         try:
             known = json.loads(self._note(info.key).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return True
-        return bool(known.get("version") == info.version)
+            known = {}
+        if "version" in known and known.get("mtime_s", int(found.st_mtime)) == int(found.st_mtime):
+            return bool(known["version"] == info.version)
+        return found.st_mtime >= info.modified.timestamp()
 
     def _download(self, key: str, path: Path, info: ObjectInfo, model: ModelFile) -> None:
         try:
@@ -159,7 +163,9 @@ class ModelCache:
             raise _missing(model) from None
         note = self._note(key)
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"key": key, "version": info.version}), encoding="utf-8")
+        # In whole seconds, which every file system keeps.
+        known = {"key": key, "version": info.version, "mtime_s": int(path.stat().st_mtime)}
+        note.write_text(json.dumps(known), encoding="utf-8")
 
     def _note(self, key: str) -> Path:
         return self._directory / ".dropbatch" / f"{_short(key)}.json"
@@ -227,14 +233,15 @@ def model_key(model: ModelFile) -> str:
         raise TaskFailed(ErrorKind.REFUSED, f"no valid model name: {error.what}", where=name[:200]) from None
 
 
-def paths_yaml(directory: Path, folders: Sequence[str]) -> str:
+def paths_yaml(directory: Path, folders: Mapping[str, str]) -> str:
     """The text of an `--extra-model-paths-config` file that adds this folder.
+
+    Args:
+        folders: name → path below it; or several paths, one a line.
 
     JSON is YAML, and quotes whatever a path may hold. ComfyUI expands `$` and `~` in it.
     """
-    return json.dumps(
-        {"dropbatch": {"base_path": str(directory), **{folder: folder for folder in folders}}}, indent=1
-    )
+    return json.dumps({"dropbatch": {"base_path": str(directory), **folders}}, indent=1)
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

@@ -112,7 +112,8 @@ def _comfyui() -> modal.Image:
             f"comfy --skip-prompt install --fast-deps --nvidia --version {comfy['version']}"
             f" --manager-commit {comfy['manager_commit']}"
         )
-        # What nodes download by themselves (annotators, tokenizers) is kept on the models' Volume.
+        # Where nodes look for what they bring by themselves (annotators, tokenizers): on the models' Volume.
+        # While rendering nothing comes from Hugging Face (HF_HUB_OFFLINE); what is needed is put there.
         .env({"HF_HOME": f"{paths.CACHE}/huggingface", "TORCH_HOME": f"{paths.CACHE}/torch"})
     )
     for name, version in lock()["nodes"]["registry"].items():

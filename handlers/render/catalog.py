@@ -70,7 +70,13 @@ MODEL_FOLDERS: Final = (
     *("embeddings", "gligen", "hypernetworks", "loras", "photomaker", "style_models", "text_encoders"),
     *("unet", "upscale_models", "vae", "vae_approx", "audio_encoders", "model_patches", "t2i_adapter"),
 )
-"""Folders given to ComfyUI by `--extra-model-paths-config`."""
+"""Folders given to ComfyUI by `--extra-model-paths-config`, beside those of custom nodes that lie there."""
+
+NESTED_FOLDERS: Final = {"ultralytics_bbox": "ultralytics/bbox", "ultralytics_segm": "ultralytics/segm"}
+"""Folders that custom nodes (ComfyUI-Impact-Subpack) know by another name than their path."""
+
+NO_MODEL_FOLDERS: Final = frozenset({"custom_nodes", "base_path", "is_default"})
+"""What would be code to ComfyUI, or mean something else in the file that tells it of folders."""
 
 NOT_MODELS: Final = frozenset(
     {"taesd", "taesdxl", "taesd3", "taef1", "pixel_space", "none", "None", "[None]", ""}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,18 +95,21 @@ class EnginePool:
             leftovers.sweep(settings.work_dir.resolve())
 
     @contextmanager
-    def use(self, *, fresh: bool = False, stop: Stop | None = None) -> Iterator[Engine]:
+    def use(
+        self, *, fresh: bool = False, folders: Collection[str] = (), stop: Stop | None = None
+    ) -> Iterator[Engine]:
         """The engine, running, for the time of one prompt.
 
         Args:
             fresh: restart it first, unless nothing has run on it yet.
+            folders: of models that it must know; one of ours that was not told of them is replaced.
             stop: ends the wait for an attached one.
         Raises:
             TaskFailed: it does not start; NO_ENGINE where an attached one is not there, or has gone;
                 PREEMPTED once this is closed.
         """
         stop = stop or Stop()
-        engine = self._enter(fresh, stop)
+        engine = self._enter(fresh, folders, stop)
         try:
             yield engine
         except EngineUnreachable as error:
@@ -147,13 +150,13 @@ class EnginePool:
         if engine is not None:
             engine.close()
 
-    def _enter(self, fresh: bool, stop: Stop) -> Engine:
+    def _enter(self, fresh: bool, folders: Collection[str], stop: Stop) -> Engine:
         with self._changed:
             while self._restarting:
                 self._changed.wait()
             if self._closed:
                 raise _is_closed()
-            if self._engine is not None and not self._must_replace(self._engine, fresh):
+            if self._engine is not None and not self._must_replace(self._engine, fresh, folders):
                 self._users += 1
                 return self._engine
             self._restarting = True
@@ -189,10 +192,12 @@ class EnginePool:
         engine.close()  # while it started, `close` could not see it
         raise _is_closed()
 
-    def _must_replace(self, engine: Engine, fresh: bool) -> bool:
+    def _must_replace(self, engine: Engine, fresh: bool, folders: Collection[str]) -> bool:
         if engine.outdated or self._is_dead(engine):
             return True
-        return fresh and engine.used and engine.server is not None
+        if engine.server is None:
+            return False
+        return (fresh and engine.used) or engine.server.lacks_folders(folders)
 
     @staticmethod
     def _is_dead(engine: Engine) -> bool:

@@ -58,8 +58,9 @@ class RenderHandler:
     def run(self, work: Work, context: TaskContext) -> TaskOutput:
         graph = applied(work.shared["workflow"], work.task.payload.get("sets", []))
         models = self._ensure_models(graph, work, context.stores.models)
+        folders = {path.relative_to(self._settings.models_dir).parts[0] for path in models}
         fresh = work.remedy in (Remedy.RESTART, Remedy.BIGGER_GPU)
-        with self._engines.use(fresh=fresh, stop=context.stop) as engine:
+        with self._engines.use(fresh=fresh, folders=folders, stop=context.stop) as engine:
             self._learn(engine)
             if work.remedy is Remedy.FREE_MEMORY:
                 engine.api.free()

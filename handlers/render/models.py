@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.model_cache import model_key
-from handlers.render.catalog import MODEL_INPUTS
+from handlers.render.catalog import MODEL_INPUTS, NO_MODEL_FOLDERS
 from handlers.render.embeddings import FOLDER as EMBEDDINGS
 from handlers.render.embeddings import file_names, named_embeddings
 from handlers.render.graph import (
@@ -132,6 +132,11 @@ class ModelFinder:
     def declared(self, files: Iterable[ModelFile]) -> None:
         """Look for what a workflow says that it needs; what is missing is remembered."""
         for file in files if self._settings.engine != "attached" else ():
+            if file.folder in NO_MODEL_FOLDERS or file.folder.startswith("."):
+                what = f"ComfyUI is given no models from {layout.COMFY_MODELS}{file.folder}/"
+                mend = "Name the folder that the loader's nodes read"
+                self._problems.append(Problem(ErrorKind.REFUSED, "models", what, mend))
+                continue
             if self._in_store(file) or self._is_local(file):
                 continue
             if self._bucketless:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ import structlog
 from handlers.model_cache import paths_yaml
 from handlers.render import leftovers
 from handlers.render.api import Api
-from handlers.render.catalog import MODEL_FOLDERS
+from handlers.render.catalog import MODEL_FOLDERS, NESTED_FOLDERS, NO_MODEL_FOLDERS
 from handlers.render.enginelog import EngineLog
 from handlers.render.settings import RenderSettings
 from processor.clock import Clock
@@ -107,6 +108,7 @@ class Server:
         self.directories = Directories(root)
         self.log = EngineLog(settings.work_dir / "engine.log")
         self._custom_nodes = custom_nodes(settings)
+        self._folders = frozenset(model_folders(settings))
         self.api: Api
 
     def start(self) -> dict[str, Any]:
@@ -147,6 +149,10 @@ class Server:
     def lacks_custom_nodes(self) -> bool:
         """Whether custom nodes were installed since it started, which it can't know."""
         return not custom_nodes(self._settings) <= self._custom_nodes
+
+    def lacks_folders(self, folders: Collection[str]) -> bool:
+        """Whether one of these model folders was not there when it started: it is told of them only then."""
+        return not self._folders.issuperset(folders)
 
     @property
     def pid(self) -> int | None:
@@ -243,7 +249,7 @@ def engine_command(
         )
     paths = directories.root / "extra_model_paths.yaml"
     settings.models_dir.mkdir(parents=True, exist_ok=True)
-    paths.write_text(paths_yaml(settings.models_dir.resolve(), MODEL_FOLDERS), encoding="utf-8")
+    paths.write_text(paths_yaml(settings.models_dir.resolve(), model_folders(settings)), encoding="utf-8")
     flags += ["--extra-model-paths-config", str(paths), "--disable-api-nodes", "--disable-auto-launch"]
     if _takes(root, "--database-url"):
         flags += ["--database-url", "sqlite:///:memory:"]
@@ -264,15 +270,27 @@ def find_python(settings: RenderSettings) -> Path:
     return next((path for path in candidates if path.exists()), Path(sys.executable))
 
 
+def model_folders(settings: RenderSettings) -> dict[str, str]:
+    """The model folders that a ComfyUI started now is told of: name → paths, one a line.
+
+    Beside its own those that lie here. Packs of nodes register theirs by name (`ipadapter`, `sams`),
+    and many only if nobody did before: so the checkout's own folder of that name is told as well.
+    """
+    here = {path.name for path in _entries(settings.models_dir) if path.is_dir()}
+    custom = {name for name in here - NO_MODEL_FOLDERS - {*MODEL_FOLDERS} if not name.startswith(".")}
+    paths = {name: name for name in custom}
+    paths |= {name: path for name, path in NESTED_FOLDERS.items() if path.split("/")[0] in custom}
+    own = (settings.comfyui_dir or Path()).expanduser().resolve() / "models"
+    return {name: name for name in MODEL_FOLDERS} | {
+        name: f"{own / path}\n{path}" for name, path in sorted(paths.items())
+    }
+
+
 def custom_nodes(settings: RenderSettings) -> frozenset[str]:
     """The names of what a ComfyUI that is started now would load as custom nodes."""
     if settings.comfyui_dir is None or not settings.custom_nodes:
         return frozenset()
-    folder = settings.comfyui_dir.expanduser() / "custom_nodes"
-    try:
-        paths = list(folder.iterdir())
-    except OSError:
-        return frozenset()
+    paths = _entries(settings.comfyui_dir.expanduser() / "custom_nodes")
     # What nodes.py of ComfyUI takes; its caches it makes itself.
     return frozenset(
         path.name
@@ -311,6 +329,13 @@ def child_environment(environment: dict[str, str]) -> dict[str, str]:
         "PYTHONIOENCODING": "utf-8",
         "NO_COLOR": "1",
     }
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _takes(root: Path, flag: str) -> bool:

@@ -34,8 +34,8 @@ def command(
     """The models on Modal's Volume, a cache of comfy_models/ in the bucket.
 
     Jobs bring what they need by themselves; `sync` brings a folder, or all, beforehand. Only what
-    changed is copied, and a copy that was cut off goes on. `push` copies from the Volume to the
-    bucket, `rm` takes a model off the Volume.
+    changed is copied, and a copy that was cut off goes on. `push` brings the bucket what it lacks,
+    and replaces there only a file named in full. `rm` takes a model off the Volume.
 
     \b
     Example:

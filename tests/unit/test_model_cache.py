@@ -98,6 +98,30 @@ def test_file_put_there_by_hand_is_kept(store: MemoryStore, tmp_path: Path) -> N
     ModelCache(tmp_path, store).ensure([ModelFile(folder="loras", name="local.safetensors")])
 
 
+def test_a_file_older_than_the_stores_is_fetched_once(store: MemoryStore, tmp_path: Path) -> None:
+    """What rclone brought has no note: a LoRA trained again has its name and size. A copy that kept an
+    old time costs one download."""
+    path = tmp_path / "loras" / "styles" / "ink.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"older")
+    before = store.stat(KEY).modified.timestamp() - 10
+    os.utime(path, (before, before))
+    assert ModelCache(tmp_path, store).lacking([LORA]) == [LORA]
+    assert [ModelCache(tmp_path, store).ensure([LORA]) for _ in range(2)] == [True, False]
+    assert path.read_bytes() == b"first"
+
+
+def test_a_file_put_over_what_we_brought_is_judged_by_its_time(store: MemoryStore, tmp_path: Path) -> None:
+    """The note is of another file then: a sync that renewed it is not undone, nor is an old copy taken."""
+    path = tmp_path / "loras" / "styles" / "ink.safetensors"
+    ModelCache(tmp_path, store).ensure([LORA])
+    store.put(KEY, b"again")
+    for later_s, current in ((10, True), (-10, False)):
+        at = store.stat(KEY).modified.timestamp() + later_s
+        os.utime(path, (at, at))
+        assert (ModelCache(tmp_path, store).lacking([LORA]) == []) is current
+
+
 def test_wrong_size_is_fetched_again(store: MemoryStore, tmp_path: Path) -> None:
     """As a copy that broke off would be."""
     path = tmp_path / "loras" / "styles" / "ink.safetensors"
@@ -154,5 +178,5 @@ def test_many_at_once_download_once(store: MemoryStore, tmp_path: Path) -> None:
 
 def test_paths_file_quotes_any_path(tmp_path: Path) -> None:
     odd = tmp_path / "it's: a #1 “path”"
-    config = json.loads(paths_yaml(odd, ["loras", "vae"]))
+    config = json.loads(paths_yaml(odd, {"loras": "loras", "vae": "vae"}))
     assert config == {"dropbatch": {"base_path": str(odd), "loras": "loras", "vae": "vae"}}

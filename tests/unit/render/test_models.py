@@ -110,6 +110,27 @@ def test_what_is_declared_and_embedded_is_brought_before_the_task(tmp_path: Path
     assert lies == {"mine.safetensors", "easy.pt"}
 
 
+def test_a_folder_of_custom_nodes_is_told_to_the_engine_that_runs(tmp_path: Path) -> None:
+    """By starting another, once: ComfyUI reads which folders there are when it starts."""
+    bench = with_models(open_bench(tmp_path, comfyui_dir=checkout(tmp_path)), "ipadapter/ip.safetensors")
+    bench.handler.warm()
+    workflow = {"graph": image_graph(), "models": [{"folder": "ipadapter", "name": "ip.safetensors"}]}
+    pids = [bench.server_pid()]
+    for _ in range(2):
+        bench.run_task(bench.plan(workflow))
+        pids.append(bench.server_pid())
+    bench.handler.close()
+    assert pids[0] != pids[1] == pids[2]
+
+
+@pytest.mark.parametrize("folder", ["custom_nodes", ".dropbatch"])
+def test_what_is_no_folder_of_models_is_refused(bench: Bench, folder: str) -> None:
+    """Though something lies there: ComfyUI would run it."""
+    with_models(bench, f"{folder}/x.py")
+    error = refused(bench, {"graph": image_graph(), "models": [{"folder": folder, "name": "x.py"}]})
+    assert (error.kind, error.where) == (ErrorKind.REFUSED, "models")
+
+
 class TestKnownLists:
     """Where a schema lists what a server has: not what is yet to be brought, nor what a custom node takes."""
 

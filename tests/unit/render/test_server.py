@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.render.catalog import MODEL_FOLDERS
 from handlers.render.enginelog import EngineLog
 from handlers.render.server import (
     Directories,
@@ -21,6 +22,7 @@ from handlers.render.server import (
     engine_command,
     find_python,
     has_cuda,
+    model_folders,
 )
 from processor.clock import SystemClock
 from processor.errors import ConfigError, ErrorKind, TaskFailed
@@ -85,6 +87,24 @@ def test_command_of_a_comfyui(tmp_path: Path) -> None:
     assert {"--disable-api-nodes", "--cpu", "--lowvram", "sqlite:///:memory:"} <= set(command)
     paths = json.loads(Path(command[command.index("--extra-model-paths-config") + 1]).read_text())
     assert paths["dropbatch"]["base_path"] == str(settings.models_dir)
+
+
+def test_custom_nodes_own_model_folders_are_told(tmp_path: Path) -> None:
+    """As they lie here, and beside the checkout's: many packs register theirs only if nobody did.
+    Never as code."""
+    settings = replace(builtin_settings(tmp_path), comfyui_dir=fake_comfyui(tmp_path, ""))
+    assert {*model_folders(settings)} == {*MODEL_FOLDERS}, "no models yet"
+    for name in ("loras", "ipadapter", "ultralytics", "custom_nodes", ".dropbatch"):
+        (settings.models_dir / name).mkdir(parents=True)
+    found = model_folders(settings)
+    own = tmp_path / "ComfyUI" / "models"
+    assert {name: path for name, path in found.items() if name not in MODEL_FOLDERS} == {
+        "ipadapter": f"{own}/ipadapter\nipadapter",
+        "ultralytics": f"{own}/ultralytics\nultralytics",
+        "ultralytics_bbox": f"{own}/ultralytics/bbox\nultralytics/bbox",
+        "ultralytics_segm": f"{own}/ultralytics/segm\nultralytics/segm",
+    }
+    assert found["loras"] == "loras"
 
 
 @pytest.mark.parametrize(

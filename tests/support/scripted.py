@@ -40,6 +40,10 @@ class Script:
     """Take the prompt, but break the connection instead of answering."""
     hold: bool = False
     """Stay running after the messages until interrupted."""
+    mute: bool = False
+    """Send nothing, though the socket is open."""
+    goes_on_s: float = 0.0
+    """Run for so long after the socket was cut."""
 
 
 class ScriptedEngine:
@@ -97,6 +101,7 @@ class ScriptedEngine:
         async for message in connection:
             if message.type is WSMsgType.ERROR:
                 break
+        self._connections.pop(request.query.get("clientId", ""), None)  # as ComfyUI does, whosever it is
         return connection
 
     async def _prompt(self, request: web.Request) -> web.StreamResponse:
@@ -123,15 +128,18 @@ class ScriptedEngine:
             if number == script.cut_after:
                 break
             text = json.dumps(message).replace(PROMPT_ID, prompt_id)
-            if (connection := self._connections.get(client_id)) is not None:
+            if (connection := self._connections.get(client_id)) is not None and not script.mute:
                 await connection.send_str(text)
         if script.hold:
             return
+        if script.goes_on_s:
+            await self._connections[client_id].close()
+            await asyncio.sleep(script.goes_on_s)
         if not script.forget and script.history is not None:
             self._history[prompt_id] = json.loads(json.dumps(script.history).replace(PROMPT_ID, prompt_id))
         self._running.pop(prompt_id, None)
         connection = self._connections.get(client_id)
-        if connection is None:
+        if connection is None or script.mute:
             return
         if script.cut_after is not None:
             await connection.close()

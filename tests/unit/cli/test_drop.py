@@ -135,6 +135,60 @@ def test_a_png_gives_the_graph_that_made_it(dropbatch: Dropbatch, bucket: Path, 
     assert "holds no ComfyUI prompt" in result.err
 
 
+def picture_of(path: Path, graph: dict[str, Any]) -> Path:
+    """A PNG with the graph that made it, as ComfyUI saves it."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+    return path
+
+
+def test_what_a_run_added_to_a_graph_is_no_part_of_it(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path
+) -> None:
+    """ComfyUI writes down what IS_CHANGED said, often NaN; and we, where that one run's files went."""
+    node = {"class_type": "SaveImage", "inputs": {"filename_prefix": "ü/red", "images": ["6", 0]}}
+    graph = {**GRAPH, "9": node}
+    ran = json.loads(json.dumps(graph))
+    ran["9"]["inputs"]["filename_prefix"] = "db-0f983a021ced15b1/db-2ca26efc18d68e4e/ü/red"
+    ran["9"]["is_changed"] = [float("nan")]
+    assert dropbatch("drop", picture_of(tmp_path / "made.png", ran)).code == 0
+    assert dropped(bucket) == [graph]
+
+
+def test_nan_elsewhere_in_a_picture_is_refused(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Only what is left out may be no JSON."""
+    graph = {**GRAPH, "9": {"class_type": "Note", "inputs": {"x": float("nan")}}}
+    result = dropbatch("drop", picture_of(tmp_path / "made.png", graph))
+    assert result.code == 1
+    assert "NaN is not JSON" in result.err
+    assert not dropped(bucket)
+
+
+def test_a_picture_that_was_made_from_another(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Its graph names what we put there for one run; refused here, where the file is, not in the bucket."""
+    name = "db-56d1cb845d1651aedaad/cat.png"
+    graph = {**GRAPH, "1": {"class_type": "LoadImage", "inputs": {"image": name}}}
+    made, cat = picture_of(tmp_path / "made.png", graph), tmp_path / "my cat.png"
+    Image.new("RGB", (4, 4)).save(cat)
+    result = dropbatch("drop", made)
+    assert result.code == 1
+    assert f"--input {name}=FILE" in result.err
+    assert dropbatch("drop", made, "--input", f"{name}={cat}").code == 0
+    assert (bucket / dropped(bucket)[0]["inputs"][name]).read_bytes() == cat.read_bytes()
+    assert dropbatch("drop", made, "--set", "1.image=dog.png").code == 0
+
+
+def test_remarks_are_no_prompts(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """Neither in a file of `--prompts` nor in one beside the job."""
+    (tmp_path / "p.txt").write_text("# mine\na cat\n\n  # old ones\na dog\n")
+    assert dropbatch("drop", job_file("a.json"), "--prompts", tmp_path / "p.txt").code == 0
+    assert dropbatch("drop", job_file("b.json", prompts="p.txt")).code == 0
+    assert [job["prompts"] for job in dropped(bucket)] == [["a cat", "a dog"]] * 2
+
+
 def test_what_can_never_run_is_refused_here(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
     """The others are dropped all the same; the exit code says that not all went well."""
     ui, good, typo = tmp_path / "ui.json", tmp_path / "good.json", tmp_path / "typo.json"

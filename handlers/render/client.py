@@ -154,12 +154,18 @@ class Client:
             self.listener.unfollow(run.prompt_id)
 
     def wait_reachable(self, stop: Stop | None = None) -> bool:
-        """Whether the engine answers, waiting for it up to `lost_s`, or until told to stop."""
+        """Whether the engine answers, waiting for it up to `lost_s`, or until told to stop.
+
+        Raises:
+            TaskFailed: REFUSED, which no waiting mends.
+        """
         deadline = time.monotonic() + self._lost_s
         while not self._is_dead():
             try:
                 self._api.system_stats()
-            except TaskFailed:
+            except TaskFailed as error:
+                if error.kind is ErrorKind.REFUSED:
+                    raise
                 if time.monotonic() > deadline or (stop or Stop()).wait(_REACHABLE_S):
                     return False
             else:

@@ -55,6 +55,7 @@ class ScriptedEngine:
         self.interrupts: list[str] = []
         self.deleted: list[str] = []
         self.freed = 0
+        self.stats_status = 200
         self.sockets = 0
         self.files: dict[str, bytes] = {}
         self.uploads: list[tuple[str, str, bytes]] = []
@@ -168,7 +169,8 @@ class ScriptedEngine:
         return web.Response()
 
     async def _stats(self, _request: web.Request) -> web.Response:
-        return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]})
+        stats = {"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]}
+        return web.json_response(stats, status=self.stats_status)
 
     async def _object_info(self, _request: web.Request) -> web.Response:
         return web.json_response(self.object_info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -239,8 +240,7 @@ def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Pa
     """Upload what a job or its graph names by a path beside it, and name it by its key instead."""
     job = {"workflow": value} if is_api_export(value) else value
     inputs = dict(job.get("inputs", {}))
-    named = {name: name for name in _media_named(job.get("workflow"))}
-    for name, source in (named | inputs).items():
+    for name, source in _sources(job).items():
         if local := _local(source, folder):
             inputs[name] = input_key(local)
             uploads[inputs[name]] = local
@@ -249,6 +249,24 @@ def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Pa
     if isinstance(prompts, str) and (local := _local(prompts, folder)):
         changed["prompts"] = _prompts(local, uploads)
     return changed if changed != job else value
+
+
+def files_beside(path: Path, *, limit_bytes: int) -> set[Path]:
+    """Where beside a job file the files would be that it reads; nothing of what is no job."""
+    try:
+        data = read_limited(path, limit_bytes)
+        read_file(data, key=str(path))
+        value = parse_json(data, key=str(path))
+    except (JobInvalid, OSError):
+        return set()
+    job = {"workflow": value} if is_api_export(value) else value
+    return {Path(os.path.normpath(path.parent / source)) for source in _sources(job).values()}
+
+
+def _sources(job: dict[str, Any]) -> dict[str, str]:
+    """What the files that a job reads are called, and where it says that they are."""
+    inputs: dict[str, str] = job.get("inputs", {})
+    return {name: name for name in _media_named(job.get("workflow"))} | inputs
 
 
 def _check_placed_inputs(value: dict[str, Any], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from processor.cli import uploads
 from processor.cli.hot_folder import SENT, HotFolder, keep_dropping
 from processor.cli.job_files import Changes, parse_seeds, parse_setting, read_job_file
-from processor.errors import AccessDenied, DropbatchError, StoreError
+from processor.errors import AccessDenied, CapReached, DropbatchError, StoreError
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
 from processor.testing.faults import Fault, FaultPlan, FaultyStore
@@ -373,6 +374,61 @@ def test_a_watched_job_whose_file_went_away_is_sent_without_it(
     clip.unlink()
     assert len(list(hot.look(1.5))) == 1
     assert dropped(bucket) == [graph]
+
+
+def test_a_watched_dataset_goes_again_when_its_marker_is_new(
+    hot: HotFolder, bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each upload is a training: one a saved caption is not what anybody wants. Nor is one a restart."""
+    folder = tmp_path / "hot/zoe"
+    folder.mkdir()
+    for name in ("1.png", "1.txt", "_READY"):
+        (folder / name).write_bytes(b"x")
+    now_s = iter(range(0, 100, 2))
+
+    def sent(watched: HotFolder) -> int:
+        return len([*watched.look(float(next(now_s))), *watched.look(float(next(now_s)))])
+
+    assert sent(hot) == 1
+    for text in ("zoe, walking", "zoe, walking a dog"):
+        (folder / "1.txt").write_text(text)
+        assert sent(hot) == 0
+    assert capsys.readouterr().err.count("zoe has changed since it was sent") == 1
+    again = HotFolder(DirectoryStore(bucket), tmp_path / "hot", Changes(), False, 10**6)
+    assert sent(again) == 0
+    os.utime(folder / "_READY", ns=(1, 2))
+    assert sent(again) == 1
+    assert (bucket / "inbox/datasets/zoe/1.txt").read_text() == "zoe, walking a dog"
+
+
+def test_a_watch_outlives_a_daily_cap(
+    bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends at midnight; until then it is tried now and then, and told of once."""
+    folder = tmp_path / "hot"
+    folder.mkdir()
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text(json.dumps(GRAPH))
+    plan = FaultPlan(Fault("put", key="inbox/jobs/", error=lambda: CapReached("cap exceeded"), times=2))
+    hot = HotFolder(FaultyStore(DirectoryStore(bucket), plan), folder, Changes(), False, 10**6)
+    sent = [(now_s, len(list(hot.look(now_s)))) for now_s in (0.0, 1.0, 1.5, 20.0, 32.0, 33.0, 70.0)]
+    assert [found for found in sent if found[1]] == [(70.0, 2)]
+    assert capsys.readouterr().err.count("will try again") == 1
+
+
+def test_a_watched_jobs_picture_is_no_job_of_its_own(hot: HotFolder, bucket: Path, tmp_path: Path) -> None:
+    """Though it holds a prompt: it was made by ComfyUI. Another beside it is one."""
+    folder = tmp_path / "hot"
+    graph = {**GRAPH, "1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
+    (folder / "img2img.json").write_text(json.dumps(graph))
+    (folder / "cut.json").write_text("{")
+    (folder / "not yet.json").write_text(json.dumps({"workflow": GRAPH, "inputs": {"a": "./late.png"}}))
+    for name in ("cat.png", "dog.png"):
+        picture_of(folder / name, GRAPH)
+    keys = [item.key for now_s in (0.0, 1.0, 2.0, 20.0) for item in hot.look(now_s)]
+    picture_of(folder / "late.png", GRAPH)
+    keys += [item.key for now_s in (30.0, 31.0) for item in hot.look(now_s)]
+    assert [key.rpartition("/")[2].partition(".")[0] for key in keys] == ["dog", "img2img", "not yet"]
 
 
 def test_one_unreadable_file_does_not_end_the_watch(

@@ -7,6 +7,7 @@ moment changes nothing. Each redirect starts over. Proxies of the environment ar
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
@@ -91,6 +92,15 @@ def redact_url(url: str) -> str:
     return f"{parts.scheme}://{host}{port}{parts.path}"[:300]
 
 
+def credentials_of(url: SplitResult) -> dict[str, str]:
+    """The header that a URL's `user:password@` asks for; none without one."""
+    if url.username is None:
+        return {}
+    # Written in a URL, an `@` or a `/` of a password is `%40` or `%2F`.
+    plain = f"{unquote(url.username)}:{unquote(url.password or '')}"
+    return {"authorization": f"Basic {base64.b64encode(plain.encode()).decode()}"}
+
+
 def resolve(host: str, port: int) -> list[str]:
     """The system resolver's addresses of a host."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -142,9 +152,7 @@ def _open(url: str, limits: Limits, vet: Vet, resolver: Resolve) -> urllib3.Base
         "User-Agent": "dropbatch",
         "Accept-Encoding": "identity",
     }
-    if parts.username is not None:
-        credentials = f"{parts.username}:{parts.password or ''}"
-        headers |= urllib3.make_headers(basic_auth=credentials)
+    headers |= credentials_of(parts)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         return pool.urlopen(

@@ -67,6 +67,10 @@ class AccessDenied(StoreError):
     """The store refuses: a missing capability, a wrong key, or a daily cap."""
 
 
+class CapReached(AccessDenied):
+    """A daily cap of the account is used up: it ends by itself, at midnight UTC."""
+
+
 class InvalidKey(StoreError):
     """The key breaks the store's naming rules or would leave its root."""
 

@@ -8,13 +8,15 @@ single combination is built.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 
 from processor.errors import ErrorKind, JobInvalid
 from processor.models import MAX_SEED, Matrix, Scalar, SeedDraw, SeedRange, Seeds
+from processor.problems import did_you_mean
 
 Row = dict[str, Scalar]
 """What one task sets: axis, parameter or column → value."""
@@ -30,6 +32,8 @@ _DRAWN_SEED_BITS = 31
 """Many custom nodes take no seed above 2³¹ - 1."""
 _CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
 _MAX_CHOICES = 1000
+_SHOWN_VALUES = 12
+_SHOWN_CHARS = 60
 _MAX_NESTING = 20
 _MAX_CHARS = 32_000_000
 """Of all rows' texts: each stands in the plan, which is written and read whole."""
@@ -57,9 +61,11 @@ def expand(
         1..max_tasks rows; `[{}]` when nothing multiplies.
     Raises:
         JobInvalid: more than `max_tasks` (refused at once, whatever the size), more text than
-            a plan should hold, none left, or an axis given twice.
+            a plan should hold, none left, an axis given twice, or an exclusion of what is not there.
     """
     _check_names(matrix, rows, seeds)
+    if matrix is not None:
+        _check_exclusions(matrix)
     slack = _EXCLUDE_SLACK if matrix and matrix.exclude else 1
     total = cells(matrix, rows, seeds)
     if total > max_tasks * slack:
@@ -198,8 +204,12 @@ class _Excluded:
 
 
 def _values(row: Row, names: tuple[str, ...]) -> tuple[tuple[bool, Scalar], ...]:
+    return tuple(_comparable(row[name]) for name in names)
+
+
+def _comparable(value: Scalar) -> tuple[bool, Scalar]:
     # True == 1 in Python; on a form they are different answers.
-    return tuple((isinstance(row[name], bool), row[name]) for name in names)
+    return isinstance(value, bool), value
 
 
 def _check_names(matrix: Matrix | None, rows: Sequence[Row] | None, seeds: Seeds | None) -> None:
@@ -210,15 +220,42 @@ def _check_names(matrix: Matrix | None, rows: Sequence[Row] | None, seeds: Seeds
         raise JobInvalid(f"{name!r} is given both by the matrix and by the prompts", where=f"matrix.{name}")
     if seeds is not None and SEED in axes | included | columns:
         raise JobInvalid("seeds are given twice: by `seeds` and by an axis or column `seed`", where="seeds")
-    for rule in matrix.exclude if matrix else ():
+
+
+def _check_exclusions(matrix: Matrix) -> None:
+    """Refuse a rule that could exclude nothing: its author means something else."""
+    axes = matrix.product | matrix.zip
+    known = {name: {_comparable(value) for value in values} for name, values in axes.items()}
+    for rule in matrix.exclude:
         if not rule:
             raise JobInvalid("an empty combination would exclude everything", where="matrix.exclude")
-        for name in rule.keys() - axes:
-            near = get_close_matches(name, axes, n=1)
-            mend = (
-                f"Did you mean {near[0]!r}?" if near else f"The axes are: {', '.join(sorted(axes)) or 'none'}"
-            )
-            raise JobInvalid(f"{name!r} is not an axis of the matrix", where="matrix.exclude", mend=mend)
+        for name, value in rule.items():
+            if name not in axes:
+                raise _no_such_axis(name, axes)
+            if _comparable(value) not in known[name]:
+                raise _no_such_value(name, value, axes[name])
+
+
+def _no_such_axis(name: str, axes: Iterable[str]) -> JobInvalid:
+    near = get_close_matches(name, axes, n=1)
+    mend = f"Did you mean {near[0]!r}?" if near else f"The axes are: {', '.join(sorted(axes)) or 'none'}"
+    return JobInvalid(f"{name!r} is not an axis of the matrix", where="matrix.exclude", mend=mend)
+
+
+def _no_such_value(name: str, value: Scalar, values: Sequence[Scalar]) -> JobInvalid:
+    texts = [other for other in values if isinstance(other, str) and len(other) <= _SHOWN_CHARS]
+    mend = did_you_mean(str(value)[:_SHOWN_CHARS], texts, listed=0)
+    for other in values:
+        if str(other) == str(value) or other == value:
+            mend = f"Write {_as_json(other)}"
+    if mend is None and len(values) <= _SHOWN_VALUES:
+        mend = f"Its values are: {', '.join(map(_as_json, values))}"
+    return JobInvalid(f"{_as_json(value)} is no value of {name!r}", where="matrix.exclude", mend=mend)
+
+
+def _as_json(value: Scalar) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _chars(row: Row) -> int:

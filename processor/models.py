@@ -47,8 +47,14 @@ class Matrix(Model):
     @model_validator(mode="before")
     @classmethod
     def _plain_is_product(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.keys() & {"product", "zip", "include", "exclude"}:
+        if not isinstance(data, dict):
+            return data
+        if not data.keys() & cls.model_fields.keys():
             return {"product": data}
+        others = data.keys() - cls.model_fields.keys()
+        if others and not data.keys() & {"product", "zip"}:
+            beside = min(data.keys() - others)
+            raise ValueError(f"beside {beside!r}, put axes under `product`: {min(others)!r}")
         return data
 
     @model_validator(mode="after")

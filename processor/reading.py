@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -77,6 +78,13 @@ def parse_json(data: bytes, *, key: str) -> Any:
     if _SURROGATE.search(text) and not _is_encodable(value):
         raise JobInvalid("half a character (a lone surrogate) in a text", where=key)
     return value
+
+
+def prompt_lines(text: str) -> Iterator[str]:
+    """The prompts of a .txt, one a line; what begins with `#` is a remark."""
+    for line in text.split("\n"):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield line.strip()
 
 
 def is_ui_export(value: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from handlers.fetching import credentials_of
 from handlers.render.graph import Graph, Schema
 from processor.errors import ConfigError, ErrorKind, TaskFailed
 
@@ -44,9 +45,7 @@ class Api:
                 "no http(s) URL", where="COMFYUI_URL", mend="Write it like http://127.0.0.1:8188"
             )
         self._base = parts.path.rstrip("/")
-        self._headers: dict[str, str] = {}
-        if parts.username is not None:
-            self._headers |= urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password or ''}")
+        self._headers = credentials_of(parts)
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         port = parts.port or (443 if parts.scheme == "https" else 80)
         self.url = f"{parts.scheme}://{host}:{port}{self._base}"
@@ -96,7 +95,15 @@ class Api:
         self._post("/free", {"unload_models": True, "free_memory": True})
 
     def system_stats(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
-        return _object(self._request("GET", "/system_stats", timeout_s=timeout_s))
+        response = self._request("GET", "/system_stats", timeout_s=timeout_s)
+        if response.status in (401, 403):
+            raise _unexpected(response, "GET /system_stats")
+        if response.status != 200:
+            # A tunnel or a proxy whose ComfyUI is off says so in many ways, 404 among them.
+            raise TaskFailed(
+                ErrorKind.UNAVAILABLE, f"the engine answers {response.status} to GET /system_stats"
+            )
+        return _object(response)
 
     def object_info(self) -> Schema:
         schema: Schema = self._get("/object_info")
@@ -216,7 +223,9 @@ def _object(response: urllib3.BaseHTTPResponse) -> dict[str, Any]:
 def _unexpected(response: urllib3.BaseHTTPResponse, what: str) -> TaskFailed:
     if response.status in (401, 403):
         return TaskFailed(
-            ErrorKind.REFUSED, f"the engine answers {response.status} to {what}", mend="Check COMFYUI_URL"
+            ErrorKind.REFUSED,
+            f"the engine answers {response.status} to {what}",
+            mend="Check COMFYUI_URL, and the user and password in it",
         )
     kind = ErrorKind.UNAVAILABLE if response.status >= 500 or response.status == 429 else ErrorKind.INVALID
     return TaskFailed(kind, f"the engine answers {response.status} to {what}")

@@ -25,6 +25,8 @@ _LOOK_S: Final = 0.2
 """How often a stop is looked at while the engine says nothing."""
 _SILENCE_S: Final = 30.0
 """After so long without a message the engine is asked: a half-open socket says nothing."""
+_DEAF_S: Final = 1.0
+"""The same where no message can come: the socket that the prompt was sent with is no more."""
 _INTERRUPT_AGAIN_S: Final = 0.5
 _REACHABLE_S: Final = 0.25
 
@@ -54,6 +56,8 @@ class _Run:
 
     def __init__(self, graph: Graph, watching: Watching) -> None:
         self.prompt_id = str(uuid.uuid4())
+        self.client_id = ""
+        """Whom the engine tells of it."""
         self.graph = graph
         self.watching = watching
         self.began: float | None = None
@@ -124,8 +128,7 @@ class Client:
         self._alive = alive
         self._lost_s = lost_s
         self._grace_s = grace_s
-        self.client_id = uuid.uuid4().hex
-        self.listener = Listener(api.socket_url(self.client_id), headers=api.headers)
+        self.listener = Listener(api.socket_url, headers=api.headers)
 
     def run(self, graph: Graph, watching: Watching, *, allow_invalid_outputs: bool = False) -> Verdict:
         """Queue a prompt and follow it to its end.
@@ -151,12 +154,18 @@ class Client:
             self.listener.unfollow(run.prompt_id)
 
     def wait_reachable(self, stop: Stop | None = None) -> bool:
-        """Whether the engine answers, waiting for it up to `lost_s`, or until told to stop."""
+        """Whether the engine answers, waiting for it up to `lost_s`, or until told to stop.
+
+        Raises:
+            TaskFailed: REFUSED, which no waiting mends.
+        """
         deadline = time.monotonic() + self._lost_s
         while not self._is_dead():
             try:
                 self._api.system_stats()
-            except TaskFailed:
+            except TaskFailed as error:
+                if error.kind is ErrorKind.REFUSED:
+                    raise
                 if time.monotonic() > deadline or (stop or Stop()).wait(_REACHABLE_S):
                     return False
             else:
@@ -167,8 +176,9 @@ class Client:
         self.listener.close()
 
     def _submit(self, run: _Run, allow_invalid_outputs: bool) -> None:
+        run.client_id = self.listener.client_id
         try:
-            status, answer = self._api.submit(run.graph, prompt_id=run.prompt_id, client_id=self.client_id)
+            status, answer = self._api.submit(run.graph, prompt_id=run.prompt_id, client_id=run.client_id)
         except EngineUnreachable:
             # The reply was lost, maybe not the prompt: our id says which.
             if self.wait_reachable() and self._knows(run):
@@ -191,11 +201,14 @@ class Client:
                 over: bool | None = run.news.get(timeout=_LOOK_S)
             except queue.Empty:
                 over = None
+            silence_s = time.monotonic() - run.heard
+            deaf = silence_s > _DEAF_S and not self.listener.hears(run.client_id)
             if over:
                 verdict = self._verdict(run)
-            elif over is False or time.monotonic() - run.heard > _SILENCE_S or self._is_dead():
-                run.heard = time.monotonic()
+            elif over is False or deaf or self._is_dead():
                 verdict = self._recover(run)
+            elif silence_s > _SILENCE_S:
+                verdict = self._recover(run, silent=True)
             else:
                 verdict = None
             if verdict is not None:
@@ -208,12 +221,15 @@ class Client:
             return self._recover(run)
         return None if entry is None else read_history(entry, run.prompt_id, run.graph)
 
-    def _recover(self, run: _Run) -> Verdict | None:
+    def _recover(self, run: _Run, *, silent: bool = False) -> Verdict | None:
         """Ask the engine what became of a prompt whose messages we may have missed.
 
+        Args:
+            silent: the socket seems well, but nothing has come for long.
         Returns:
             Its verdict, or None while it is still on its way.
         """
+        run.heard = time.monotonic()
         if not self.wait_reachable(run.watching.stop):
             run.watching.stop.check()
             raise TaskFailed(
@@ -222,6 +238,9 @@ class Client:
         for _ in range(2):
             # History is looked at again after the queue: the prompt may have ended between.
             if (entry := self._api.history(run.prompt_id)) is not None:
+                if silent:
+                    # Its end should have been told: the socket would not tell others' either.
+                    self.listener.drop()
                 return read_history(entry, run.prompt_id, run.graph)
             running, waiting = self._api.queue()
             if run.prompt_id in running:

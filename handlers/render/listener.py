@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,7 +38,7 @@ class Message:
 LOST: Final = Message("lost", {})
 """The socket broke: what was said meanwhile is gone."""
 BACK: Final = Message("back", {})
-"""The socket is open again, under the same client id."""
+"""The socket is open again, under another client id: of a prompt sent before, nothing is heard any more."""
 
 Receive = Callable[[Message], None]
 """Called in the listener's thread with each message of a prompt; must return quickly."""
@@ -46,12 +48,13 @@ class Listener:
     """Keeps one socket open from the first `follow` to `close`, reconnecting as needed.
 
     Args:
-        url: `ws://…/ws?clientId=…`; the same client id after each reconnect, so that the
-            engine goes on sending what concerns our prompts.
+        url_of: from a client id to `ws://…/ws?clientId=…`. Each connection gets an id of its own:
+            ComfyUI forgets an id when any socket of it ends, so that one which it notices late
+            to be dead would silence the one that took its place (ComfyUI #16010).
     """
 
-    def __init__(self, url: str, *, headers: dict[str, str] | None = None) -> None:
-        self._url = url
+    def __init__(self, url_of: Callable[[str], str], *, headers: dict[str, str] | None = None) -> None:
+        self._url_of = url_of
         self._headers = headers or {}
         self._lock = threading.Lock()
         self._followers: dict[str, Receive] = {}
@@ -59,6 +62,8 @@ class Listener:
         self._socket: ClientConnection | None = None
         self._open = threading.Event()
         self._closed = threading.Event()
+        self.client_id = uuid.uuid4().hex
+        """What prompts are to be sent under, to be heard of."""
 
     def follow(self, prompt_id: str, receive: Receive) -> None:
         """From now on, hand over this prompt's messages; call it before the prompt is sent."""
@@ -76,10 +81,15 @@ class Listener:
         """Whether the socket is open, waiting up to `timeout_s` for it."""
         return self._open.wait(timeout_s)
 
+    def hears(self, client_id: str) -> bool:
+        """Whether messages to this client id reach us now."""
+        return self._open.is_set() and client_id == self.client_id
+
     def drop(self) -> None:
         """Break the socket as a bad network would; it is opened again."""
         if (connection := self._socket) is not None:
-            connection.socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it is broken already
+                connection.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._closed.set()
@@ -92,9 +102,10 @@ class Listener:
     def _listen(self) -> None:
         failures = 0
         while not self._closed.is_set():
+            client_id = uuid.uuid4().hex
             try:
                 connection = connect(
-                    self._url,
+                    self._url_of(client_id),
                     additional_headers=self._headers,
                     open_timeout=_OPEN_TIMEOUT_S,
                     close_timeout=_CLOSE_TIMEOUT_S,
@@ -110,10 +121,11 @@ class Listener:
                 log.debug("comfyui.socket.unreachable", error=type(error).__name__, failures=failures)
                 continue
             failures = 0
-            self._receive(connection)
+            self._receive(connection, client_id)
 
-    def _receive(self, connection: ClientConnection) -> None:
+    def _receive(self, connection: ClientConnection, client_id: str) -> None:
         self._socket = connection
+        self.client_id = client_id
         try:
             with connection:
                 self._tell_all(BACK)

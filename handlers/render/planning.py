@@ -29,7 +29,14 @@ from handlers.render.rows import task_sets as sets_of_rows
 from handlers.render.schema import SchemaSource
 from handlers.render.settings import RenderSettings
 from handlers.render.weight import WEIGHTY, shape_of, weight_of
-from handlers.render.workflow import Workflow, is_workflow_file, load_ready, parse_workflow, ready_names
+from handlers.render.workflow import (
+    READY,
+    Workflow,
+    is_workflow_file,
+    load_ready,
+    parse_workflow,
+    ready_names,
+)
 from processor import layout
 from processor.errors import ErrorKind, InvalidKey, JobInvalid, NotFound, TooLarge
 from processor.expand import Row
@@ -65,7 +72,7 @@ def plan_render(
     Cost: 1 request each per workflow key, prompt file, input file and model. A job that is to
         be refused costs 1 more, for a fresh schema, and is planned again if that says otherwise.
     """
-    workflow = load_workflow(job.workflow, context.stores.main, context.drop_key)
+    _, workflow = find_workflow(job.workflow, context.stores.main, context.drop_key)
     graph = read_graph(workflow.graph)
     began_at = time.monotonic()
     schema = _schema(schemas, context, graph)
@@ -155,34 +162,32 @@ def _planned(
     )
 
 
-def load_workflow(reference: dict[str, Any] | str, store: Store, drop_key: str = "") -> Workflow:
-    """A workflow given inline, by the name of a ready one, or by store key.
+def find_workflow(reference: dict[str, Any] | str, store: Store, drop_key: str) -> tuple[str, Workflow]:
+    """A workflow given inline, by name, or by store key; and where it was: its key, or `READY`.
 
-    A key is tried as it is, under `comfy_workflows/` and next to the drop.
+    A key is tried as it is, under `comfy_workflows/` and next to the drop. The bucket's workflow of a
+    name goes before the ready one, so that one which is added later changes no job of anybody's.
 
     Raises:
         JobInvalid: no such workflow, with the nearest known name; or not a graph.
-    Cost: 0 for ready ones, else 1 request per place looked at.
+    Cost: 1 request per place looked at; of a ready one's name there is one.
     """
     if isinstance(reference, dict):
-        return _as_workflow(reference, "workflow")
-    if (ready := load_ready(reference)) is not None:
-        return ready
+        return "", _as_workflow(reference, "workflow")
+    ready = load_ready(reference)
+    named = f"{layout.WORKFLOWS}{reference}.json"
     folder = drop_key.rpartition("/")[0]
-    places = [
-        reference,
-        layout.WORKFLOWS + reference,
-        layout.WORKFLOWS + reference + ".json",
-        f"{folder}/{reference}",
-    ]
-    for key in dict.fromkeys(places):
+    places = [reference, layout.WORKFLOWS + reference, named, f"{folder}/{reference}"]
+    for key in [named] if ready is not None else dict.fromkeys(places):
         try:
             data = read_bytes(store, check_key(key), limit_bytes=MAX_WORKFLOW_BYTES)
         except NotFound:
             continue
         except (InvalidKey, TooLarge) as error:
             raise JobInvalid(error.what, where=f"workflow: {reference[:200]}") from None
-        return _as_workflow(parse_json(data, key=key), key)
+        return key, _as_workflow(parse_json(data, key=key), key)
+    if ready is not None:
+        return READY, ready
     raise _no_workflow(reference, store)
 
 

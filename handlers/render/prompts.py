@@ -10,7 +10,7 @@ from typing import Any
 
 from processor.errors import InvalidKey, JobInvalid, NotFound, TooLarge
 from processor.expand import Row
-from processor.reading import parse_json
+from processor.reading import parse_json, prompt_lines
 from processor.store import Store, check_key, read_bytes
 
 PROMPT = "prompt"
@@ -77,9 +77,7 @@ def _read_text(store: Store, name: str, drop_key: str) -> str:
 
 
 def _text_rows(text: str, _name: str) -> Iterator[Row]:
-    for line in text.split("\n"):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield {PROMPT: line.strip()}
+    return ({PROMPT: line} for line in prompt_lines(text))
 
 
 def _csv_rows(text: str, name: str) -> Iterator[Row]:

@@ -7,8 +7,8 @@ from itertools import islice
 
 from handlers.render.graph import Graph, named_models
 from handlers.render.naming import Binder
-from handlers.render.planning import load_workflow
-from handlers.render.workflow import Parameter, Workflow, load_ready, ready_names
+from handlers.render.planning import find_workflow
+from handlers.render.workflow import Parameter, Workflow, ready_names
 from processor import layout
 from processor.catalogue import ParameterFacts, WorkflowFacts
 from processor.errors import JobInvalid
@@ -20,19 +20,21 @@ _THREADS = 16
 
 
 def all_workflows(store: Store | None) -> list[WorkflowFacts]:
-    """The ready workflows, then at most `MAX_SHOWN` of the bucket's, each by name.
+    """The ready workflows that the bucket replaces by none of its own, then at most `MAX_SHOWN` of
+    the bucket's, each by name.
 
     One that can't be read is listed with its problem. Cost: see `processor.catalogue`.
     """
-    ready = [one_workflow(name, None) for name in ready_names()]
-    if store is None:
-        return ready
     keys = [
         entry.key
-        for page in store.list(layout.WORKFLOWS)
+        for page in (store.list(layout.WORKFLOWS) if store is not None else ())
         for entry in page.objects
         if entry.key.endswith(".json")
     ]
+    replaced = {_name_of(key) for key in keys}
+    ready = [one_workflow(name, None) for name in ready_names() if name not in replaced]
+    if store is None:
+        return ready
     with ThreadPoolExecutor(_THREADS) as pool:
         return ready + list(pool.map(lambda key: _theirs(key, store), islice(keys, MAX_SHOWN)))
 
@@ -43,17 +45,20 @@ def one_workflow(name: str, store: Store | None) -> WorkflowFacts:
     Raises:
         JobInvalid: there is none, or it is no workflow.
     """
-    source = "ready" if load_ready(name) is not None else layout.WORKFLOWS + name
-    workflow = load_workflow(name, store if store is not None else MemoryStore(), layout.INBOX)
+    source, workflow = find_workflow(name, store if store is not None else MemoryStore(), layout.INBOX)
     return _facts(name, source, workflow)
 
 
 def _theirs(key: str, store: Store) -> WorkflowFacts:
-    name = key.removeprefix(layout.WORKFLOWS).removesuffix(".json")
+    name = _name_of(key)
     try:
-        return _facts(name, key, load_workflow(key, store, layout.INBOX))
+        return _facts(name, *find_workflow(key, store, layout.INBOX))
     except JobInvalid as error:
         return WorkflowFacts(name=name, source=key, problem=error.what)
+
+
+def _name_of(key: str) -> str:
+    return key.removeprefix(layout.WORKFLOWS).removesuffix(".json")
 
 
 def _facts(name: str, source: str, workflow: Workflow) -> WorkflowFacts:

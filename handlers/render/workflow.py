@@ -171,6 +171,10 @@ def _unexpected(type_: str, value: Any, where: str) -> JobInvalid:
     return JobInvalid(f"expected {_WORDS[type_]}, got {value!r}", where=where)
 
 
+READY = "ready"
+"""Where a workflow is found that comes with the package."""
+
+
 def ready_names() -> list[str]:
     """The names of the workflows that come with the package, sorted."""
     folder = resources.files("workflows") / "render"

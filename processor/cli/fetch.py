@@ -37,8 +37,9 @@ def command(
 ) -> None:
     """Download a job's results.
 
-    Files are named by task, seed and parameters, or as the job's `output` says; each is checked
-    against the manifest's SHA-256. What is there already and right is not fetched again.
+    Pictures are named by task, seed and parameters, or as the job's `output` says; a training's
+    files keep their names. Each is checked against the manifest's SHA-256. What is there already and
+    right is not fetched again.
 
     \b
     Example:
@@ -71,16 +72,20 @@ def command(
 def nice_names(manifest: Manifest) -> list[tuple[OutputFile, str]]:
     """Each output with a file name that is unique in the job and safe on any system.
 
-    Where the job says how to name them (`output.name`), that is how.
+    Where the job says how to name them (`output.name`), that is how. What is no render's has telling
+    names (the LoRA's, a sample's step); those of several runs are put in a folder each.
     """
     taken: set[str] = set()
-    given = bool(((manifest.job or {}).get("output") or {}).get("name"))
+    rendered = manifest.kind in ("render", None)
+    given = not rendered or bool(((manifest.job or {}).get("output") or {}).get("name"))
     named = []
     width = len(str(max((result.index for result in manifest.tasks), default=0)))
     for result in sorted(manifest.tasks, key=lambda result: result.index):
         for file in result.files:
             suffix = _safe(PurePosixPath(file.name).suffix)
             stem = (given and _as_given(file.name)) or _nice(result, width)
+            if not rendered and len(manifest.tasks) > 1:
+                stem = f"{_nice(result, width)}/{stem}"
             name = stem + suffix
             count = 2
             while name.casefold() in taken:

@@ -2,12 +2,14 @@
 
 A file is sent when its size and time have not changed for a moment and it reads as a job, and
 the files that it reads have not changed for as long; a subfolder of pictures when it holds
-`_READY`. What was sent is remembered in the folder, so that a restart sends nothing twice.
+`_READY`, and again when that is a newer one: each change of a caption would be a training. What was
+sent is remembered in the folder, so that a restart sends nothing twice.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,22 +19,24 @@ import watchfiles
 
 from processor.cli import console
 from processor.cli.exits import UsageError
-from processor.cli.job_files import Changes, dataset_files, read_job_file
+from processor.cli.job_files import Changes, dataset_files, files_beside, read_job_file
 from processor.cli.uploads import READY, Dropped, drop_dataset, drop_job
-from processor.errors import InvalidKey, JobInvalid, StoreUnavailable
+from processor.errors import CapReached, InvalidKey, JobInvalid, StoreUnavailable
 from processor.inbox import is_marker
 from processor.report import error_line, error_report
 from processor.store import Store
 
 SENT = ".dropbatch-sent"
-"""One JSON line per drop: name, size, time, key."""
+"""One JSON line per drop: name, size, times, key."""
 
 _STABLE_S = 1.0
 _PATIENCE_S = 10.0
 """A file that doesn't read as a job may still be being written for this long."""
+_AGAIN_S = 30.0
+"""Until the next try after the store was not there, or a daily cap was used up."""
 
-Signature = tuple[int, int]
-"""Size and modification time in ns; of a folder its number of files and newest time."""
+Signature = tuple[int, int, int]
+"""Size and modification time in ns, and 0; of a folder its number of files, newest time, and `_READY`'s."""
 
 
 def keep_dropping(
@@ -73,10 +77,16 @@ class HotFolder:
         self._nightly = nightly
         self._limit_bytes = limit_bytes
         self._sent = self._read_sent()
+        self._left: dict[str, Signature] = {}
+        """What is not to be sent as long as it stays as it is."""
+        self._told: set[str] = set()
+        self._again_s = 0.0
+        """Nothing is tried before; 0 while the store takes what it is given."""
+        self._reads: dict[Path, tuple[Signature, frozenset[Path]]] = {}
+        """Job file → the files beside it that it reads, whether they are there yet or not."""
         self._seen: dict[Path, tuple[Signature, float]] = {}
         self._beside: dict[Path, list[Path]] = {}
         """Job file → the files that it was held back for, at the last look."""
-        self._unreadable: set[Path] = set()
         self._remembers = True
 
     def look(self, now_s: float) -> Iterator[Dropped]:
@@ -87,11 +97,27 @@ class HotFolder:
         """
         for path in sorted(self._folder.iterdir()):
             signature = self._signature(path)
-            if signature is None or self._sent.get(path.name) == signature:
+            if signature is None or self._is_done(path, signature):
                 continue
             age_s = self._unchanged_s(path, signature, now_s)
-            if age_s >= _STABLE_S and (item := self._try(path, signature, age_s, now_s)):
+            if age_s < _STABLE_S or now_s < self._again_s:
+                continue
+            if item := self._try(path, signature, age_s, now_s):
                 yield item
+
+    def _is_done(self, path: Path, signature: Signature) -> bool:
+        sent = self._sent.get(path.name)
+        if signature in (sent, self._left.get(path.name)):
+            return True
+        if sent is None or not signature[2] or sent[2] != signature[2]:
+            return False
+        self._tell_once(f"{path.name} has changed since it was sent; a new {READY} in it sends it again")
+        return True
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            console.warn(text)
 
     def _unchanged_s(self, path: Path, signature: Signature, now_s: float) -> float:
         known, since_s = self._seen.get(path, (None, now_s))
@@ -107,34 +133,39 @@ class HotFolder:
         try:
             if path.is_dir() and (path / READY).exists():
                 stats = [file.stat() for file in dataset_files(path)]
-                return len(stats), max((stat.st_mtime_ns for stat in stats), default=0)
+                newest_ns = max((stat.st_mtime_ns for stat in stats), default=0)
+                return len(stats), newest_ns, (path / READY).stat().st_mtime_ns
             if path.is_file() and path.suffix.lower() in (".json", ".png"):
                 return _file_signature(path)
         except FileNotFoundError:  # moved away since it was listed
             pass
         except OSError as error:
             # Not marked as sent: that would forget what was sent before, and send it again.
-            if path not in self._unreadable:
-                self._unreadable.add(path)
-                console.warn(f"can't be looked at: {error_line(error_report(error))}")
+            self._tell_once(f"can't be looked at: {error_line(error_report(error))}")
         return None
 
     def _try(self, path: Path, signature: Signature, age_s: float, now_s: float) -> Dropped | None:
         try:
+            if self._is_input(path):
+                self._left[path.name] = signature
+                return None
             item = self._drop(path, now_s)
         except FileNotFoundError:
             return None
-        except StoreUnavailable as error:
-            console.warn(f"will try again: {error}")
+        except (StoreUnavailable, CapReached) as error:
+            if not self._again_s:
+                console.warn(f"will try again: {error}")
+            self._again_s = now_s + _AGAIN_S
             return None
         # One file that can't be read, or whose name can't be a key, must not keep the others waiting.
         except (JobInvalid, InvalidKey, OSError) as error:
             if age_s < _PATIENCE_S:
                 return None
             console.warn(f"not dropped: {error_line(error_report(error))}")
-            self._sent[path.name] = signature
+            self._left[path.name] = signature
             return None
         if item is not None:
+            self._again_s = 0.0
             self._remember(path, signature, item)
         return item
 
@@ -153,6 +184,22 @@ class HotFolder:
             return None
         return drop_job(self._store, job, nightly=self._nightly, moved=_unseen)
 
+    def _is_input(self, path: Path) -> bool:
+        """Whether a picture is there for a job beside it, and no job of its own."""
+        if path.suffix.lower() != ".png":
+            return False
+        jobs = [job for job in self._folder.glob("*.json") if not is_marker(job.name)]
+        mine = Path(os.path.normpath(path))
+        return path in self._changes.inputs.values() or any(mine in self._read_by(job) for job in jobs)
+
+    def _read_by(self, job: Path) -> frozenset[Path]:
+        signature = _file_signature(job)
+        known, reads = self._reads.get(job, (None, frozenset[Path]()))
+        if known != signature:
+            reads = frozenset(files_beside(job, limit_bytes=self._limit_bytes))
+            self._reads[job] = signature, reads
+        return reads
+
     def _holds_back(self, path: Path, beside: list[Path], now_s: float) -> bool:
         """Whether a file beside a job has changed more lately than the job file itself may have."""
         ages_s = [self._unchanged_s(file, _file_signature(file), now_s) for file in beside]
@@ -162,7 +209,8 @@ class HotFolder:
 
     def _remember(self, path: Path, signature: Signature, item: Dropped) -> None:
         self._sent[path.name] = signature
-        line = {"name": path.name, "size": signature[0], "mtime_ns": signature[1], "key": item.key}
+        size, mtime_ns, ready_ns = signature
+        line = {"name": path.name, "size": size, "mtime_ns": mtime_ns, "ready_ns": ready_ns, "key": item.key}
         try:
             with (self._folder / SENT).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -179,7 +227,7 @@ class HotFolder:
         for line in path.read_text("utf-8").splitlines() if path.exists() else ():
             try:
                 entry = json.loads(line)
-                sent[entry["name"]] = (entry["size"], entry["mtime_ns"])
+                sent[entry["name"]] = (entry["size"], entry["mtime_ns"], entry.get("ready_ns", 0))
             except (ValueError, KeyError, TypeError):  # a line that a crash cut short
                 continue
         return sent
@@ -187,7 +235,7 @@ class HotFolder:
 
 def _file_signature(path: Path) -> Signature:
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, 0
 
 
 def _unseen(_count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from processor.cli.exits import UsageError
 from processor.datasets import LISTED, VIDEOS
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
-from processor.reading import is_api_export, parse_json
+from processor.reading import is_api_export, parse_json, prompt_lines
 from processor.recurring import read_file
 
 INPUTS = "inputs/"
@@ -25,6 +26,10 @@ IMAGES = frozenset(
 )
 MEDIA = IMAGES | VIDEOS | {".wav", ".mp3", ".flac", ".ogg", ".m4a"}
 _MAX_PROMPTS_BYTES = 8 * 1024 * 1024
+_OUTPUT_TAGS = re.compile(r"^(db-[0-9a-f]{16}/)+")
+"""Where one run of ours wrote its files; a picture's graph has it in front of its prefixes."""
+_PLACED_INPUT = re.compile(r"^db-[0-9a-f]{20}/")
+"""Where runs of ours find the files that they read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
     if changes:
         changed = _with_changes(value, changes, uploads)
     changed = _with_local_files(changed, path.parent, uploads)
+    _check_placed_inputs(changed, name)
     if changed is not value:
         data = json.dumps(changed, ensure_ascii=False).encode()
     if len(data) > limit_bytes:
@@ -175,7 +181,7 @@ def read_limited(path: Path, limit_bytes: int) -> bytes:
 
 
 def graph_in_picture(path: Path) -> bytes:
-    """The graph that ComfyUI saved in a PNG.
+    """The graph that ComfyUI saved in a PNG, as it was before it ran.
 
     Raises:
         JobInvalid: it is no PNG, or holds none.
@@ -193,7 +199,24 @@ def graph_in_picture(path: Path) -> bytes:
             where=str(path),
             mend="Only pictures saved by ComfyUI, with their metadata, have one",
         )
-    return graph.encode()
+    return _as_written(graph)
+
+
+def _as_written(text: str) -> bytes:
+    """A graph without what its execution added: ComfyUI what IS_CHANGED said (often NaN, which
+    is no JSON), we where that one run's files went."""
+    try:
+        graph = json.loads(text)
+    except (ValueError, RecursionError):  # whoever reads it says what is wrong
+        return text.encode()
+    if not isinstance(graph, dict) or not is_api_export(graph):
+        return text.encode()
+    for node in graph.values():
+        node.pop("is_changed", None)
+        inputs = node.get("inputs")
+        if isinstance(inputs, dict) and isinstance(inputs.get("filename_prefix"), str):
+            inputs["filename_prefix"] = _OUTPUT_TAGS.sub("", inputs["filename_prefix"])
+    return json.dumps(graph).encode()
 
 
 def _with_changes(value: dict[str, Any], changes: Changes, uploads: dict[str, Path]) -> dict[str, Any]:
@@ -217,8 +240,7 @@ def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Pa
     """Upload what a job or its graph names by a path beside it, and name it by its key instead."""
     job = {"workflow": value} if is_api_export(value) else value
     inputs = dict(job.get("inputs", {}))
-    named = {name: name for name in _media_named(job.get("workflow"))}
-    for name, source in (named | inputs).items():
+    for name, source in _sources(job).items():
         if local := _local(source, folder):
             inputs[name] = input_key(local)
             uploads[inputs[name]] = local
@@ -229,13 +251,51 @@ def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Pa
     return changed if changed != job else value
 
 
+def files_beside(path: Path, *, limit_bytes: int) -> set[Path]:
+    """Where beside a job file the files would be that it reads; nothing of what is no job."""
+    try:
+        data = read_limited(path, limit_bytes)
+        read_file(data, key=str(path))
+        value = parse_json(data, key=str(path))
+    except (JobInvalid, OSError):
+        return set()
+    job = {"workflow": value} if is_api_export(value) else value
+    return {Path(os.path.normpath(path.parent / source)) for source in _sources(job).values()}
+
+
+def _sources(job: dict[str, Any]) -> dict[str, str]:
+    """What the files that a job reads are called, and where it says that they are."""
+    inputs: dict[str, str] = job.get("inputs", {})
+    return {name: name for name in _media_named(job.get("workflow"))} | inputs
+
+
+def _check_placed_inputs(value: dict[str, Any], name: str) -> None:
+    """Refuse a graph that reads what was put there for another run, and is no more."""
+    job = {"workflow": value} if is_api_export(value) else value
+    if job.keys() & {"overrides", "matrix", "prompts"}:  # any of them may set another: planning finds out
+        return
+    for node_id, node in _nodes(job.get("workflow")):
+        for key, source in node["inputs"].items():
+            if not isinstance(source, str) or not _PLACED_INPUT.match(source):
+                continue
+            if source not in job.get("inputs", {}):
+                raise JobInvalid(
+                    "the file that an earlier run read here is no longer there",
+                    where=f"{name}: {node_id}.{key}",
+                    mend=f"Give it by --input {source}=FILE",
+                )
+
+
+def _nodes(graph: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    for node_id, node in graph.items() if isinstance(graph, dict) else ():
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
+            yield node_id, node
+
+
 def _media_named(graph: object) -> Iterator[str]:
     """Strings in a graph that look like a picture's, sound's or video's file name."""
-    if not isinstance(graph, dict):
-        return
-    for node in graph.values():
-        values = node.get("inputs") if isinstance(node, dict) else None
-        for value in values.values() if isinstance(values, dict) else ():
+    for _, node in _nodes(graph):
+        for value in node["inputs"].values():
             if isinstance(value, str) and Path(value).suffix.lower() in MEDIA:
                 yield value
 
@@ -263,10 +323,9 @@ def _prompts(path: Path, uploads: dict[str, Path]) -> list[str] | str:
         uploads[key] = path
         return key
     try:
-        lines = read_limited(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig").splitlines()
+        prompts = list(prompt_lines(read_limited(path, _MAX_PROMPTS_BYTES).decode("utf-8-sig")))
     except UnicodeDecodeError:
         raise JobInvalid("not UTF-8 text", where=str(path)) from None
-    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise JobInvalid("there is no prompt in it", where=str(path))
     return prompts

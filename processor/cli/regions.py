@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from processor.config import Credentials
-from processor.errors import AccessDenied, StoreError
+from processor.errors import AccessDenied, CapReached, StoreError
 from processor.layout import INBOX
 from processor.store import Capabilities
 
@@ -61,7 +61,7 @@ def _telling(error: StoreError | None) -> int:
     from processor.store.s3_errors import CAPABILITIES_MEND
 
     if isinstance(error, AccessDenied):
-        if error.mend == CAPABILITIES_MEND or " cap" in (error.mend or "").lower():
+        if error.mend == CAPABILITIES_MEND or isinstance(error, CapReached):
             return 3
         return 2 if "no such bucket" in error.what else _STRANGER
     return 0

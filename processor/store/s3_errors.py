@@ -17,6 +17,7 @@ from botocore.exceptions import (
 from processor.errors import (
     AccessDenied,
     AlreadyExists,
+    CapReached,
     InvalidKey,
     NotFound,
     StoreError,
@@ -123,8 +124,8 @@ def _from_reply(error: ClientError, where: str) -> StoreError:
         case _ if code in _WRONG_KEY or status == 401:
             return AccessDenied(f"the store refuses ({said})", where=where, mend=_KEY_MEND)
         case _ if status == 403:
-            mend = _CAP_MEND if _is_cap(error) else CAPABILITIES_MEND
-            return AccessDenied(f"the store refuses ({said})", where=where, mend=mend)
+            kind, mend = (CapReached, _CAP_MEND) if _is_cap(error) else (AccessDenied, CAPABILITIES_MEND)
+            return kind(f"the store refuses ({said})", where=where, mend=mend)
         case _ if status in (409, 429) or (status >= 500 and status != 501):
             return StoreUnavailable(f"the store failed ({said})", where=where)
         case _:

@@ -88,7 +88,7 @@ class Side:
 
     def queue_kept_full(self, tasks: int) -> float:
         """The ceiling: everything queued at once, nothing fetched."""
-        api, client_id = self.engine.api, self.engine.client.client_id
+        api, client_id = self.engine.api, self.engine.client.listener.client_id
         # Told by the socket when nothing is left: whoever asks for it, and often, costs what it measures.
         with connect(api.socket_url(uuid.uuid4().hex)) as socket:
             began = time.perf_counter()

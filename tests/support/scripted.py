@@ -40,6 +40,10 @@ class Script:
     """Take the prompt, but break the connection instead of answering."""
     hold: bool = False
     """Stay running after the messages until interrupted."""
+    mute: bool = False
+    """Send nothing, though the socket is open."""
+    goes_on_s: float = 0.0
+    """Run for so long after the socket was cut."""
 
 
 class ScriptedEngine:
@@ -51,6 +55,7 @@ class ScriptedEngine:
         self.interrupts: list[str] = []
         self.deleted: list[str] = []
         self.freed = 0
+        self.stats_status = 200
         self.sockets = 0
         self.files: dict[str, bytes] = {}
         self.uploads: list[tuple[str, str, bytes]] = []
@@ -97,6 +102,7 @@ class ScriptedEngine:
         async for message in connection:
             if message.type is WSMsgType.ERROR:
                 break
+        self._connections.pop(request.query.get("clientId", ""), None)  # as ComfyUI does, whosever it is
         return connection
 
     async def _prompt(self, request: web.Request) -> web.StreamResponse:
@@ -123,15 +129,18 @@ class ScriptedEngine:
             if number == script.cut_after:
                 break
             text = json.dumps(message).replace(PROMPT_ID, prompt_id)
-            if (connection := self._connections.get(client_id)) is not None:
+            if (connection := self._connections.get(client_id)) is not None and not script.mute:
                 await connection.send_str(text)
         if script.hold:
             return
+        if script.goes_on_s:
+            await self._connections[client_id].close()
+            await asyncio.sleep(script.goes_on_s)
         if not script.forget and script.history is not None:
             self._history[prompt_id] = json.loads(json.dumps(script.history).replace(PROMPT_ID, prompt_id))
         self._running.pop(prompt_id, None)
         connection = self._connections.get(client_id)
-        if connection is None:
+        if connection is None or script.mute:
             return
         if script.cut_after is not None:
             await connection.close()
@@ -160,7 +169,8 @@ class ScriptedEngine:
         return web.Response()
 
     async def _stats(self, _request: web.Request) -> web.Response:
-        return web.json_response({"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]})
+        stats = {"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]}
+        return web.json_response(stats, status=self.stats_status)
 
     async def _object_info(self, _request: web.Request) -> web.Response:
         return web.json_response(self.object_info)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from processor.errors import ErrorKind, JobInvalid
 from processor.expand import Row, cells, choose, draw_seeds, expand
-from processor.models import MAX_SEED, Matrix, SeedDraw, SeedRange
+from processor.models import MAX_SEED, Matrix, Scalar, SeedDraw, SeedRange
+from processor.reading import read_job
 
 names = st.sampled_from(["a", "b", "c", "d"])
 values = st.lists(st.integers(0, 9) | st.text(max_size=3), min_size=1, max_size=4)
@@ -119,6 +120,31 @@ class TestMatrix:
         with pytest.raises(JobInvalid) as caught:
             run(Matrix(product={"sampler": [1]}, exclude=[{"smapler": 1}]))
         assert caught.value.mend == "Did you mean 'sampler'?"
+
+    @pytest.mark.parametrize(
+        ("name", "value", "mend"),
+        [
+            ("width", "64", "Write 64"),
+            ("flip", 1, "Write true"),
+            ("method", "Area", "Did you mean 'area'?"),
+            ("width", 65, "Its values are: 64, 128"),
+        ],
+    )
+    def test_exclude_of_a_value_that_no_task_has(self, name: str, value: Scalar, mend: str) -> None:
+        """It would leave out nothing, and say so only by the bill."""
+        axes: dict[str, list[Scalar]] = {"width": [64, 128], "method": ["area"], "flip": [True]}
+        with pytest.raises(JobInvalid, match=f"is no value of '{name}'") as caught:
+            run(Matrix(product=axes, exclude=[{name: value}]))
+        assert caught.value.mend == mend
+
+    def test_exclude_of_a_zipped_value(self) -> None:
+        matrix = Matrix(zip={"a": [1, 2], "b": [3, 4]}, exclude=[{"a": 1.0}])
+        assert run(matrix) == [{"a": 2, "b": 4}]
+
+    def test_axes_beside_exclude(self) -> None:
+        """The short form has no exclusions; the error says where the axes go then."""
+        with pytest.raises(JobInvalid, match="put axes under `product`"):
+            read_job(b'{"workflow": "x", "matrix": {"1.width": [64], "exclude": [{"1.width": 64}]}}', key="x")
 
     def test_axis_that_prompts_give_too(self) -> None:
         with pytest.raises(JobInvalid, match="both by the matrix and by the prompts"):

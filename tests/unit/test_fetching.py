@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.fetching import Limits, fetch, is_public, redact_url
+from handlers.fetching import Limits, credentials_of, fetch, is_public, redact_url
 from processor.errors import ErrorKind, TaskFailed
 
 LIMITS = Limits(max_bytes=1000, connect_timeout_s=2, read_timeout_s=2, total_timeout_s=5)
@@ -134,6 +136,13 @@ def test_refused(port: int, tmp_path: Path, path: str, kind: ErrorKind) -> None:
     assert error.kind is kind
     assert "hunter22" not in str(error)
     assert "topsecret" not in str(error)
+
+
+def test_credentials_are_decoded() -> None:
+    """A URL can hold an `@` or a `/` of a password only as `%40` or `%2F`."""
+    header = credentials_of(urlsplit("http://me:p%40ss%2F%C3%BC@host/x"))["authorization"]
+    assert base64.b64decode(header.removeprefix("Basic ")).decode() == "me:p@ss/ü"
+    assert credentials_of(urlsplit("http://host/x")) == {}
 
 
 def test_one_private_address_among_many(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from processor.cli import uploads
 from processor.cli.hot_folder import SENT, HotFolder, keep_dropping
 from processor.cli.job_files import Changes, parse_seeds, parse_setting, read_job_file
-from processor.errors import AccessDenied, DropbatchError, StoreError
+from processor.errors import AccessDenied, CapReached, DropbatchError, StoreError
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
 from processor.testing.faults import Fault, FaultPlan, FaultyStore
@@ -133,6 +134,60 @@ def test_a_png_gives_the_graph_that_made_it(dropbatch: Dropbatch, bucket: Path, 
     assert result.code == 1
     assert dropped(bucket) == [GRAPH]
     assert "holds no ComfyUI prompt" in result.err
+
+
+def picture_of(path: Path, graph: dict[str, Any]) -> Path:
+    """A PNG with the graph that made it, as ComfyUI saves it."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+    return path
+
+
+def test_what_a_run_added_to_a_graph_is_no_part_of_it(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path
+) -> None:
+    """ComfyUI writes down what IS_CHANGED said, often NaN; and we, where that one run's files went."""
+    node = {"class_type": "SaveImage", "inputs": {"filename_prefix": "ü/red", "images": ["6", 0]}}
+    graph = {**GRAPH, "9": node}
+    ran = json.loads(json.dumps(graph))
+    ran["9"]["inputs"]["filename_prefix"] = "db-0f983a021ced15b1/db-2ca26efc18d68e4e/ü/red"
+    ran["9"]["is_changed"] = [float("nan")]
+    assert dropbatch("drop", picture_of(tmp_path / "made.png", ran)).code == 0
+    assert dropped(bucket) == [graph]
+
+
+def test_nan_elsewhere_in_a_picture_is_refused(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Only what is left out may be no JSON."""
+    graph = {**GRAPH, "9": {"class_type": "Note", "inputs": {"x": float("nan")}}}
+    result = dropbatch("drop", picture_of(tmp_path / "made.png", graph))
+    assert result.code == 1
+    assert "NaN is not JSON" in result.err
+    assert not dropped(bucket)
+
+
+def test_a_picture_that_was_made_from_another(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
+    """Its graph names what we put there for one run; refused here, where the file is, not in the bucket."""
+    name = "db-56d1cb845d1651aedaad/cat.png"
+    graph = {**GRAPH, "1": {"class_type": "LoadImage", "inputs": {"image": name}}}
+    made, cat = picture_of(tmp_path / "made.png", graph), tmp_path / "my cat.png"
+    Image.new("RGB", (4, 4)).save(cat)
+    result = dropbatch("drop", made)
+    assert result.code == 1
+    assert f"--input {name}=FILE" in result.err
+    assert dropbatch("drop", made, "--input", f"{name}={cat}").code == 0
+    assert (bucket / dropped(bucket)[0]["inputs"][name]).read_bytes() == cat.read_bytes()
+    assert dropbatch("drop", made, "--set", "1.image=dog.png").code == 0
+
+
+def test_remarks_are_no_prompts(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """Neither in a file of `--prompts` nor in one beside the job."""
+    (tmp_path / "p.txt").write_text("# mine\na cat\n\n  # old ones\na dog\n")
+    assert dropbatch("drop", job_file("a.json"), "--prompts", tmp_path / "p.txt").code == 0
+    assert dropbatch("drop", job_file("b.json", prompts="p.txt")).code == 0
+    assert [job["prompts"] for job in dropped(bucket)] == [["a cat", "a dog"]] * 2
 
 
 def test_what_can_never_run_is_refused_here(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
@@ -319,6 +374,61 @@ def test_a_watched_job_whose_file_went_away_is_sent_without_it(
     clip.unlink()
     assert len(list(hot.look(1.5))) == 1
     assert dropped(bucket) == [graph]
+
+
+def test_a_watched_dataset_goes_again_when_its_marker_is_new(
+    hot: HotFolder, bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each upload is a training: one a saved caption is not what anybody wants. Nor is one a restart."""
+    folder = tmp_path / "hot/zoe"
+    folder.mkdir()
+    for name in ("1.png", "1.txt", "_READY"):
+        (folder / name).write_bytes(b"x")
+    now_s = iter(range(0, 100, 2))
+
+    def sent(watched: HotFolder) -> int:
+        return len([*watched.look(float(next(now_s))), *watched.look(float(next(now_s)))])
+
+    assert sent(hot) == 1
+    for text in ("zoe, walking", "zoe, walking a dog"):
+        (folder / "1.txt").write_text(text)
+        assert sent(hot) == 0
+    assert capsys.readouterr().err.count("zoe has changed since it was sent") == 1
+    again = HotFolder(DirectoryStore(bucket), tmp_path / "hot", Changes(), False, 10**6)
+    assert sent(again) == 0
+    os.utime(folder / "_READY", ns=(1, 2))
+    assert sent(again) == 1
+    assert (bucket / "inbox/datasets/zoe/1.txt").read_text() == "zoe, walking a dog"
+
+
+def test_a_watch_outlives_a_daily_cap(
+    bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends at midnight; until then it is tried now and then, and told of once."""
+    folder = tmp_path / "hot"
+    folder.mkdir()
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text(json.dumps(GRAPH))
+    plan = FaultPlan(Fault("put", key="inbox/jobs/", error=lambda: CapReached("cap exceeded"), times=2))
+    hot = HotFolder(FaultyStore(DirectoryStore(bucket), plan), folder, Changes(), False, 10**6)
+    sent = [(now_s, len(list(hot.look(now_s)))) for now_s in (0.0, 1.0, 1.5, 20.0, 32.0, 33.0, 70.0)]
+    assert [found for found in sent if found[1]] == [(70.0, 2)]
+    assert capsys.readouterr().err.count("will try again") == 1
+
+
+def test_a_watched_jobs_picture_is_no_job_of_its_own(hot: HotFolder, bucket: Path, tmp_path: Path) -> None:
+    """Though it holds a prompt: it was made by ComfyUI. Another beside it is one."""
+    folder = tmp_path / "hot"
+    graph = {**GRAPH, "1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
+    (folder / "img2img.json").write_text(json.dumps(graph))
+    (folder / "cut.json").write_text("{")
+    (folder / "not yet.json").write_text(json.dumps({"workflow": GRAPH, "inputs": {"a": "./late.png"}}))
+    for name in ("cat.png", "dog.png"):
+        picture_of(folder / name, GRAPH)
+    keys = [item.key for now_s in (0.0, 1.0, 2.0, 20.0) for item in hot.look(now_s)]
+    picture_of(folder / "late.png", GRAPH)
+    keys += [item.key for now_s in (30.0, 31.0) for item in hot.look(now_s)]
+    assert [key.rpartition("/")[2].partition(".")[0] for key in keys] == ["dog", "img2img", "not yet"]
 
 
 def test_one_unreadable_file_does_not_end_the_watch(

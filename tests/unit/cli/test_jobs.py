@@ -177,7 +177,8 @@ def test_names_for_people_fit_into_a_directory() -> None:
         )
         for index in range(2)
     ]
-    names = [name for _, name in nice_names(SimpleNamespace(tasks=tasks, job=None))]  # type: ignore[arg-type]
+    manifest = SimpleNamespace(kind="render", tasks=tasks, job=None)
+    names = [name for _, name in nice_names(manifest)]  # type: ignore[arg-type]
     assert len(set(names)) == 4
     assert all(len(f".{name}.part".encode()) <= 255 for name in names)
     assert all(name.startswith(("0-夜", "1-夜")) and name.endswith(".png") for name in names)
@@ -196,7 +197,33 @@ def test_names_that_the_job_gave_are_kept(name: str, fetched: list[str]) -> None
     """As far as they lead nowhere else."""
     file = SimpleNamespace(name=name)
     tasks = [SimpleNamespace(index=0, files=[file, file], params={}, seed=None)]
-    manifest = SimpleNamespace(tasks=tasks, job={"output": {"name": "{prompt}/{task}"}})
+    manifest = SimpleNamespace(kind="render", tasks=tasks, job={"output": {"name": "{prompt}/{task}"}})
+    assert [name for _, name in nice_names(manifest)] == fetched  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("runs", "fetched"),
+    [
+        (1, ["zoe-1.safetensors", "samples/step-000000250-0.jpg"]),
+        (
+            2,
+            [
+                "0-rank=8/zoe-1.safetensors",
+                "0-rank=8/samples/step-000000250-0.jpg",
+                "1-rank=16/zoe-1.safetensors",
+                "1-rank=16/samples/step-000000250-0.jpg",
+            ],
+        ),
+    ],
+)
+def test_a_trainings_files_keep_their_names(runs: int, fetched: list[str]) -> None:
+    """They tell the LoRA and the step, which no task or parameter does."""
+    files = [SimpleNamespace(name=name) for name in ("zoe-1.safetensors", "samples/step-000000250-0.jpg")]
+    tasks = [
+        SimpleNamespace(index=index, files=files, params={"rank": rank}, seed=None)
+        for index, rank in enumerate([8, 16][:runs])
+    ]
+    manifest = SimpleNamespace(kind="train", tasks=tasks, job=None)
     assert [name for _, name in nice_names(manifest)] == fetched  # type: ignore[arg-type]
 
 

@@ -72,6 +72,14 @@ def test_users_exports_are_listed_with_what_was_found_in_them(dropbatch: Dropbat
     assert "found in its graph" in dropbatch("workflows", "show", "mine").out
 
 
+def test_a_users_own_stands_in_the_place_of_a_ready_one(dropbatch: Dropbatch, bucket: Path) -> None:
+    """It is what a job of that name runs."""
+    put(bucket, "gradient.json", json.dumps(EXPORT))
+    listed = [facts for facts in dropbatch("workflows", "--json").json if facts["name"] == "gradient"]
+    assert [facts["source"] for facts in listed] == ["comfy_workflows/gradient.json"]
+    assert "comfy_workflows/gradient.json" in dropbatch("workflows", "show", "gradient").out
+
+
 @pytest.mark.parametrize("name", ["gradient", "txt2img-flux", "upscale"])
 def test_a_new_job_says_everything_that_can_be_changed(dropbatch: Dropbatch, name: str) -> None:
     """A valid job, its parameters at their defaults, without those that its axes set."""

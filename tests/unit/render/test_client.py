@@ -189,13 +189,42 @@ class TestRecordings:
 
 class TestTroubles:
     def test_socket_cut_before_the_end(self, engine: ScriptedEngine, client: Client) -> None:
-        """The verdict is asked for; the next prompt finds the socket open again, as the same client."""
+        """The verdict is asked for; the next prompt finds the socket open again, as another client.
+
+        ComfyUI forgets a client id when any socket of it ends, a newer one's too: under the old id
+        nothing would be heard any more.
+        """
         cut = Script(messages=[START, SUCCESS], cut_after=1, history=ended(START, SUCCESS))
         engine.scripts = [cut, Script(history=ended(START, SUCCESS))]
         assert client.run(image_graph(), watching()).seconds == 2.5
         assert client.run(image_graph(), watching()).seconds == 2.5
         assert engine.sockets == 2
-        assert len({prompt["client_id"] for prompt in engine.prompts}) == 1
+        assert len({prompt["client_id"] for prompt in engine.prompts}) == 2
+
+    def test_prompt_that_outlives_its_socket(self, engine: ScriptedEngine, client: Client) -> None:
+        """Nobody hears of a prompt of an old client id: it is asked after, much sooner than in silence."""
+        engine.scripts = [Script(messages=[START], goes_on_s=0.5, history=ended(START, SUCCESS))]
+        assert client.run(image_graph(), watching(timeout_s=10)).seconds == 2.5
+        assert engine.sockets == 2
+
+    def test_socket_that_says_nothing(
+        self, engine: ScriptedEngine, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Open, but a prompt's end was not told: the next one gets a socket that is heard from."""
+        monkeypatch.setattr("handlers.render.client._SILENCE_S", 0.3)
+        history = ended(START, SUCCESS)
+        engine.scripts = [Script(mute=True, history=history), Script(history=history)]
+        for _ in range(2):
+            assert client.run(image_graph(), watching()).seconds == 2.5
+        assert engine.sockets == 2
+
+    def test_cancelled_after_its_socket_broke(self, engine: ScriptedEngine, client: Client) -> None:
+        """A prompt of an old client id is found and interrupted like any other."""
+        stop = Stop()
+        engine.scripts = [Script(messages=[START], goes_on_s=60)]
+        client.listener.follow("another", lambda _: stop.set(ErrorKind.CANCELLED) if engine.prompts else None)
+        assert fails(client, stop=stop).kind is ErrorKind.CANCELLED
+        assert engine.interrupts == [engine.prompts[0]["prompt_id"]]
 
     def test_forgetful_server(self, engine: ScriptedEngine, client: Client) -> None:
         """Neither in the queue nor in the history: it was restarted."""

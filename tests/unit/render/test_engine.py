@@ -39,6 +39,17 @@ def test_one_that_is_not_there_is_no_fault_of_the_tasks(tmp_path: Path, gone: st
     assert caught.value.kind is ErrorKind.NO_ENGINE
 
 
+@pytest.mark.parametrize(("status", "kind"), [(401, ErrorKind.REFUSED), (404, ErrorKind.NO_ENGINE)])
+def test_an_answer_that_is_none_of_comfyuis(tmp_path: Path, status: int, kind: ErrorKind) -> None:
+    """A wrong password is told as such, at once; a tunnel to a ComfyUI that is off is waited for."""
+    with serve_scripted() as engine:
+        engine.stats_status = status
+        pool = attached(tmp_path, engine.url, lost_s=60.0 if status == 401 else 0.2)
+        with pytest.raises(TaskFailed, match=f"answers {status}.*COMFYUI_URL") as caught, pool.use():
+            pass
+    assert caught.value.kind is kind
+
+
 def test_a_stop_ends_the_wait_for_it(tmp_path: Path, gone: str) -> None:
     pool, stop, began = attached(tmp_path, gone, lost_s=60.0), Stop(), time.monotonic()
     stop.set(ErrorKind.PREEMPTED)

@@ -26,7 +26,8 @@ def test_closing_while_the_socket_is_being_opened() -> None:
 
     with serve(listen, "127.0.0.1", 0, process_request=answer_late) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        listener = Listener(f"ws://127.0.0.1:{server.socket.getsockname()[1]}/ws")
+        port = server.socket.getsockname()[1]
+        listener = Listener(lambda client_id: f"ws://127.0.0.1:{port}/ws?clientId={client_id}")
         listener.follow("a", lambda _: None)
         assert asked.wait(PATIENCE_S)
         ending = threading.Thread(target=listener.close)

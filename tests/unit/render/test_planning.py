@@ -335,6 +335,12 @@ class TestWorkflows:
         assert refused(bench, "mine", overrides={"method": "lanczos"}).mend == "Choose one of: area, bicubic"
         assert refused(bench, "mine", overrides={"sise": 8}).mend == "Did you mean 'size'?"
 
+    def test_the_buckets_goes_before_a_ready_one(self, bench: Bench) -> None:
+        """Else a ready one that is added later would run in the place of a user's."""
+        assert final(bench.plan("gradient")) != final(bench.plan(image_graph()))
+        bench.store.put("comfy_workflows/gradient.json", json.dumps(image_graph()).encode())
+        assert final(bench.plan("gradient")) == final(bench.plan(image_graph()))
+
     def test_unknown_name(self, bench: Bench) -> None:
         bench.store.put("comfy_workflows/portrait.json", b"{}")
         assert "portrait" in (refused(bench, "portrat").mend or "")

@@ -13,6 +13,7 @@ import pytest
 from processor.errors import (
     AccessDenied,
     AlreadyExists,
+    CapReached,
     NotFound,
     StoreError,
     StoreUnavailable,
@@ -117,7 +118,7 @@ class TestForbidden:
         """A daily cap on reading: not absent, and the mend is where caps are raised."""
         hasty.put("capped", b"x")
         b2.add(Fault("GetObject", Kind.CAP))
-        with pytest.raises(AccessDenied, match="Caps & Alerts"):
+        with pytest.raises(CapReached, match="Caps & Alerts"):
             hasty.get("capped")
 
     def test_a_head_that_is_denied(self, hasty: S3Store, b2: B2Like) -> None:

@@ -177,7 +177,12 @@ def find_workflow(reference: dict[str, Any] | str, store: Store, drop_key: str) 
     ready = load_ready(reference)
     named = f"{layout.WORKFLOWS}{reference}.json"
     folder = drop_key.rpartition("/")[0]
-    places = [reference, layout.WORKFLOWS + reference, named, f"{folder}/{reference}"]
+    places = [
+        reference,
+        layout.WORKFLOWS + reference,
+        named,
+        f"{folder}/{reference}" if folder else reference,
+    ]
     for key in [named] if ready is not None else dict.fromkeys(places):
         try:
             data = read_bytes(store, check_key(key), limit_bytes=MAX_WORKFLOW_BYTES)

@@ -120,6 +120,7 @@ def read_job_file(path: Path, changes: Changes, *, limit_bytes: int) -> JobFile:
     changed = value
     if changes:
         changed = _with_changes(value, changes, uploads)
+    changed = _with_local_workflow(changed, path.parent, limit_bytes)
     changed = _with_local_files(changed, path.parent, uploads)
     _check_placed_inputs(changed, name)
     if changed is not value:
@@ -234,6 +235,14 @@ def _with_changes(value: dict[str, Any], changes: Changes, uploads: dict[str, Pa
         uploads[key] = path
         job["inputs"] = {**job.get("inputs", {}), name: key}
     return job
+
+
+def _with_local_workflow(value: dict[str, Any], folder: Path, limit_bytes: int) -> dict[str, Any]:
+    """The workflow of a job inline that it names by a path beside it: `check` reads that one, too."""
+    named = value.get("workflow")
+    if not isinstance(named, str) or not named.endswith(".json") or not (local := _local(named, folder)):
+        return value
+    return {**value, "workflow": parse_json(read_limited(local, limit_bytes), key=str(local))}
 
 
 def _with_local_files(value: dict[str, Any], folder: Path, uploads: dict[str, Path]) -> dict[str, Any]:

@@ -190,6 +190,18 @@ def test_remarks_are_no_prompts(
     assert [job["prompts"] for job in dropped(bucket)] == [["a cat", "a dog"]] * 2
 
 
+def test_a_workflow_beside_the_job_goes_with_it(
+    dropbatch: Dropbatch, bucket: Path, job_file: JobFile, tmp_path: Path
+) -> None:
+    """`check` finds it there, so a drop must not need it in the bucket; a name is the bucket's matter."""
+    (tmp_path / "comfy_workflows").mkdir()
+    (tmp_path / "comfy_workflows/tiny.json").write_text(json.dumps(GRAPH))
+    (tmp_path / "gradient").write_text("{}")
+    assert dropbatch("drop", job_file("a.json", workflow="comfy_workflows/tiny.json")).code == 0
+    assert dropbatch("drop", job_file("b.json", workflow="gradient")).code == 0
+    assert [job["workflow"] for job in dropped(bucket)] == [GRAPH, "gradient"]
+
+
 def test_what_can_never_run_is_refused_here(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:
     """The others are dropped all the same; the exit code says that not all went well."""
     ui, good, typo = tmp_path / "ui.json", tmp_path / "good.json", tmp_path / "typo.json"

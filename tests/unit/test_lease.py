@@ -258,6 +258,40 @@ def test_a_wiped_lease_store_is_replaced_only_after_the_longest_lease(clock: Man
     assert authority(store, leases, clock, "c").check() == after
 
 
+def test_what_a_wiped_lease_store_forgot_is_known_while_it_is_asked_again(clock: ManualClock) -> None:
+    """Other threads' jobs ask meanwhile, and after no answer came, whether they may have a past."""
+
+    class Watched(MemoryLeases):
+        def read(self, key: str) -> Record | None:
+            known.append(ours.older_than_founding(dropped))
+            if out_of_reach:
+                raise StoreUnavailable("out of reach")
+            return super().read(key)
+
+    known: list[bool] = []
+    out_of_reach = False
+    store, leases, dropped = MemoryStore(clock=clock), Watched(), clock.now()
+    ours = authority(store, leases, clock, "a")
+    ours.check()
+    leases.delete("authority")
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable, match="lost its contents"):
+        ours.check()
+    clock.advance(TERM_S + 2 * MARGIN_S)
+    ours.check()
+    known.clear()
+    clock.advance(1)
+    ours.check()
+    out_of_reach = True
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable, match="out of reach"):
+        ours.check()
+    assert known == [True, True]
+    assert ours.older_than_founding(dropped)
+    with pytest.raises(StoreUnavailable, match="out of reach"):
+        ours.check(max_age_s=10.0)
+
+
 def test_another_lease_store_is_refused_with_its_name(clock: ManualClock) -> None:
     """Even if it has an authority of its own for another bucket."""
     store, ours, theirs = MemoryStore(clock=clock), MemoryLeases(), MemoryLeases()

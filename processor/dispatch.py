@@ -153,6 +153,9 @@ def _run(machine: Machine, claim: Claim) -> Manifest:
     except (Interrupted, StoreError) as error:
         trying.give_back(str(error))
         raise
+    except LeaseLost as error:
+        trying.give_up(str(error))
+        raise
 
 
 def _committed(trying: Trying) -> Manifest:

@@ -70,6 +70,15 @@ def test_only_what_is_new_is_run(bench: Bench) -> None:
         assert new["files"][0]["key"] in bench.all_keys
 
 
+def test_a_retry_of_all_tasks_runs_them_again(bench: Bench) -> None:
+    """Although the job it retries may take earlier results, and its own are the nearest."""
+    first = finish(bench, "inbox/jobs/a.json", 2, reuse=True)
+    ran(bench)
+    again = {"reuse": True, "retry_of": first["job_id"], "retry_tasks": "all"}
+    second = finish(bench, "inbox/jobs/b.json", 2, **again)
+    assert (ran(bench), second["outcome"]) == ([0, 1], "done")
+
+
 def test_without_being_asked_for_nothing_is_reused(bench: Bench) -> None:
     finish(bench, "inbox/jobs/a.json", 2)
     finish(bench, "inbox/jobs/b.json", 2)

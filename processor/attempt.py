@@ -14,7 +14,7 @@ from processor.keeping import Interrupted, KeptLease
 from processor.layout import attempt_key, engine_log_key
 from processor.leases.lease import Lease
 from processor.machine import Machine
-from processor.models import JobBase, Scalar
+from processor.models import IngestJob, JobBase, Scalar
 from processor.peek import Peeked
 from processor.records import (
     SCHEMA_VERSION,
@@ -192,7 +192,6 @@ class Trying:
         Args:
             finished: how many tasks of the plan have their results all the same.
         """
-        retried = self.plan is not None and finished < len(self.plan.tasks)
         lines = [
             f"{attempt.attempt} on {attempt.host}, begun {attempt.begun_at:%Y-%m-%d %H:%M:%S} UTC: "
             f"{attempt.ended or 'ended without a word'}"
@@ -201,10 +200,18 @@ class Trying:
         return ErrorReport(
             kind=ErrorKind.CRASHED,
             what=f"given up after {len(lines)} attempts that did not end",
-            mend="The engine log of each attempt lies beside its results; "
-            + ("`dropbatch retry` tries the rest again" if retried else "drop it anew to try again"),
+            mend=f"The engine log of each attempt lies beside its results; {self._again(finished)}",
             details=lines,
         )
+
+    def _again(self, finished: int) -> str:
+        """How to try a dead job once more."""
+        if isinstance(self.job, IngestJob):
+            folder = f"failed/<date>/{self.job_id}/{self.job.dataset}/"
+            return f"drop the folder again to try again, its files are in {folder}"
+        if self.plan is not None and finished < len(self.plan.tasks):
+            return "`dropbatch retry` tries the rest again"
+        return "drop it anew to try again"
 
     def _summary(self) -> list[AttemptSummary]:
         if self.begun is None:

@@ -242,6 +242,24 @@ def test_retry_drops_a_job_that_copies_what_is_good(
     assert dropbatch("retry", finished["good"], "--all", "--json").json["retry_of"] == finished["good"]
 
 
+def test_retry_of_a_dataset_says_where_its_files_are(
+    dropbatch: Dropbatch, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job it could only end invalid; the folder is to be dropped again."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", '{"ingest": "handlers.ingest:IngestHandler"}')
+    folder = bucket / "inbox/datasets/zoe"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "_READY").touch()
+    dropbatch("run", "--once")
+    (job,) = (item["job_id"] for item in dropbatch("status", "--json").json["finished"])
+    result = dropbatch("retry", job)
+    assert result.code == 1
+    (named,) = re.findall(r"failed/\S+/zoe/", result.err)
+    assert [path.name for path in (bucket / named).iterdir()] == ["a.png"]
+    assert not list((bucket / "inbox").rglob("*.json"))
+
+
 def test_retry_may_cost_more_than_the_first(
     dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
 ) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
 _PAGE = 1000
+_MAX_OLD = 5_000
+"""Of replaced versions and of delete markers so many are kept: more than one pass removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Inbox:
     superseded: list[Drop] = field(default_factory=list)
     litter: list[ObjectInfo] = field(default_factory=list)
     """Delete markers over drops that a user removed by name, old versions of requests."""
+    more_to_remove: bool = False
+    """There are more of both than are kept; the next scan tells of them."""
     datasets: dict[str, DatasetFolder] = field(default_factory=dict)
     cancels: dict[str, ObjectInfo] = field(default_factory=dict)
     """Job id → the request to cancel it."""
@@ -119,7 +123,8 @@ class Inbox:
     ignored: int = 0
     ignored_sample: list[str] = field(default_factory=list)
     held: set[str] = field(default_factory=set)
-    """Keys of which an older version is still there, since somebody runs it or a store failed.
+    """Keys of which an older version is still there, since somebody runs it, a store failed or a
+    pass does not remove so many.
     What stands above stays until that is gone: settled first, it would uncover the older
     one, which would then run."""
     stuck: dict[str, str] = field(default_factory=dict)
@@ -129,10 +134,28 @@ class Inbox:
 
     def may_be_pending(self, job_id: str) -> bool:
         """Whether a drop of this job may wait here; some listings can't tell all ids."""
-        if self.nightly or self.pending > len(self.due):
+        if self.nightly or self.pending > len(self.due) or self.more_to_remove:
             return True
         drops = [*self.due, *self.superseded]
         return any(not (drop.version or drop.emitted_id) or drop.job_id == job_id for drop in drops)
+
+    def add_superseded(self, item: ObjectInfo) -> None:
+        """Note a version of a drop that does not stand on top."""
+        hidden = self.top is not None and self.top.key == item.key and self.top.delete_marker
+        if len(self.superseded) < _MAX_OLD:
+            self.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
+            return
+        self.more_to_remove = True
+        # Under a delete marker that isn't kept it lies as it is. Whatever else is above it must stay.
+        if not hidden or (self.litter and self.litter[-1].key == item.key):
+            self.held.add(item.key)
+
+    def add_litter(self, item: ObjectInfo) -> None:
+        """Note what is to be removed and was never to be run."""
+        if len(self.litter) < _MAX_OLD:
+            self.litter.append(item)
+        else:
+            self.more_to_remove = True
 
 
 def scan(
@@ -219,11 +242,9 @@ def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> list[Obje
         elif is_marker(_name(key)):
             _ignore(found, key)
         elif item.delete_marker:
-            found.litter.append(item)
+            found.add_litter(item)
         elif not item.latest:
-            top = found.top
-            hidden = top is not None and top.key == key and top.delete_marker
-            found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
+            found.add_superseded(item)
         elif nightly and not night_open:
             found.nightly += 1
         else:
@@ -258,7 +279,7 @@ def _other(found: Inbox, item: ObjectInfo) -> None:
             _count(found, item)
     elif item.delete_marker or not item.latest:
         if key.startswith(CONTROL):
-            found.litter.append(item)
+            found.add_litter(item)
     elif key.startswith(RECURRING) and key.endswith(".json"):
         found.recurring.append(_drop(item))
     elif key == PAUSED:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
 _PAGE = 1000
+NEWEST = 16
+"""Of a longer queue so many are known from its end, too, for what is urgent."""
 _MAX_OLD = 5_000
 """Of replaced versions and of delete markers so many are kept: more than one pass removes."""
 
@@ -106,6 +108,8 @@ class Inbox:
     """The store's clock at the first page."""
     due: list[Drop] = field(default_factory=list)
     """The oldest due job files, oldest first."""
+    newest: list[Drop] = field(default_factory=list)
+    """Of more than that: those dropped last, oldest first."""
     pending: int = 0
     """How many job files are due in all."""
     nightly: int = 0
@@ -175,7 +179,7 @@ def scan(
     """
     found: Inbox | None = None
     night_open = False
-    oldest = _Oldest(keep)
+    oldest, newest = _Oldest(keep), _Newest(NEWEST)
     for page in store.list(INBOX, versions=store.capabilities.versions):
         if found is None:
             found = Inbox(page.date)
@@ -184,9 +188,13 @@ def scan(
         due = _due(found, page.objects, night_open)
         found.pending += len(due)
         oldest.add(due)
+        newest.add(due)
     if found is None:
         raise AssertionError("a store lists at least one page")
     found.due = [_drop(item) for item in oldest.items()]
+    if found.pending > len(found.due):
+        kept = set(found.due)
+        found.newest = [drop for drop in map(_drop, newest.items()) if drop not in kept]
     return found
 
 
@@ -211,6 +219,25 @@ class _Oldest:
         """Oldest first."""
         # By age alone: sorting is stable, and what was added earlier has the smaller key.
         return sorted(self._items, key=attrgetter("modified"))[: self._keep]
+
+
+class _Newest:
+    """The newest so many of the same stream; of one age, the last by key."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._items: list[ObjectInfo] = []
+
+    def add(self, items: list[ObjectInfo]) -> None:
+        if len(self._items) == self._keep:
+            oldest = self._items[0].modified
+            items = [item for item in items if item.modified >= oldest]
+        self._items += items
+        self._items = self.items()
+
+    def items(self) -> list[ObjectInfo]:
+        """Oldest first."""
+        return sorted(self._items, key=attrgetter("modified"))[-self._keep :]
 
 
 def is_marker(name: str) -> bool:

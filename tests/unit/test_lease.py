@@ -171,6 +171,28 @@ def test_an_heir_that_dies_idle_passes_on_what_it_was_left(clock: ManualClock, t
     third.close()
 
 
+def test_notes_stay_short_and_are_still_whole(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that asks for others' jobs all day long; what it holds meanwhile is inherited still."""
+    monkeypatch.setattr("processor.leases.inheritance._MANY", 20)
+    store = MemoryLeases()
+    other = Leases(store, clock, lease_s=TERM_S, margin_s=MARGIN_S)
+    assert other.acquire("others", nonce="o") is not None
+    first = inheriting(store, clock, tmp_path)
+    assert first.acquire(JOB, nonce="a") is not None
+    for _ in range(99):
+        assert first.acquire("others", nonce="a") is None
+    assert len(first._path.read_text().splitlines()) <= 25
+    first._notes.close()
+    second = inheriting(store, clock, tmp_path)
+    assert second.acquire("others", nonce="b") is None
+    lease = second.acquire(JOB, nonce="b")
+    assert lease is not None
+    assert lease.epoch == 2
+    second.close()
+
+
 def test_a_torn_note_is_no_obstacle(clock: ManualClock, tmp_path: Path) -> None:
     """A runner may die while it writes."""
     (tmp_path / "1-dead.jsonl").write_text('{"job": "x", "epoch": 1, "nonce": "a", "until": "20')

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from processor.cli.fetch import nice_names
-from processor.layout import spend_key
+from processor.cli.jobs import find_job
+from processor.layout import job_prefix, manifest_key, spend_key
 from processor.records import Attempt, OutputFile, TaskResult, dump
+from processor.store.memory import MemoryStore
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -227,6 +229,17 @@ def test_fetch_names_files_for_people_and_checks_them(
     assert "its bytes are not those" in result.err
     assert [path.name for path in target.iterdir()] == [names[0]]
     assert (target / names[0]).stat().st_mtime_ns == before
+
+
+def test_what_was_deleted_by_name_hides_no_job() -> None:
+    """Where versions are kept, a listing's first page may hold nothing but hidden ones."""
+    store = MemoryStore(page_size=3)
+    old, new = "portrait-00000000000000aa", "portrait-00000000000000bb"
+    for number in range(7):
+        store.put(f"{job_prefix(old)}1-ab/{number}.png", b"")
+        store.hide(f"{job_prefix(old)}1-ab/{number}.png")
+    store.put(manifest_key(new), b"")
+    assert find_job(store, "portrait") == new
 
 
 def test_retry_drops_a_job_that_copies_what_is_good(

@@ -12,7 +12,7 @@ from processor.attempt import Claim
 from processor.discard import try_discard
 from processor.errors import AccessDenied, ForeignAuthority, StoreError
 from processor.events import JobClaimed
-from processor.inbox import Drop, Inbox
+from processor.inbox import NEWEST, Drop, Inbox
 from processor.leases.lease import Lease
 from processor.machine import Machine
 from processor.parallel import each_of
@@ -23,8 +23,6 @@ log = structlog.get_logger(__name__)
 
 _LOOKAHEAD = 4
 """Drops peeked at per job that could be claimed: among them priority decides, then age."""
-_NEWEST = 16
-"""Of a longer queue so many are looked at from its end, too, for what is urgent."""
 _AT_ONCE = 32
 """Drops peeked at side by side: a cloud's tick looks at a hundred, each a round trip away."""
 _PASSED_OVER = 1000
@@ -135,15 +133,16 @@ def _put_urgent_ones_first(
 
     Cost: 1 request for each of the last few drops, which is not made again when their turn comes.
     """
-    behind = _unknown(inbox.due[wanted:][-_NEWEST:], inbox, busy)
+    behind = _unknown([*inbox.due[wanted:], *inbox.newest][-NEWEST:], inbox, busy)
     report.glanced = dict(_peek_all(machine, behind))
-    urgent = {
+    urgent = [
         drop
         for drop, peeked in report.glanced.items()
         if isinstance(peeked, Peeked) and peeked.state == "ready" and peeked.priority > 0
-    }
+    ]
     if urgent:
-        inbox.due.sort(key=lambda drop: drop not in urgent)  # stable: the others keep their order
+        first = set(urgent)
+        inbox.due = [*urgent, *(drop for drop in inbox.due if drop not in first)]
 
 
 def _look_further(

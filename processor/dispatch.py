@@ -153,6 +153,9 @@ def _run(machine: Machine, claim: Claim) -> Manifest:
     except (Interrupted, StoreError) as error:
         trying.give_back(str(error))
         raise
+    except LeaseLost as error:
+        trying.give_up(str(error))
+        raise
 
 
 def _committed(trying: Trying) -> Manifest:
@@ -233,8 +236,10 @@ def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
 
 def _earlier_results(trying: Trying, job: JobBase, plan: Plan) -> dict[int, TaskResult]:
     adopted = _adopted(trying, plan)
-    if job.retry_of is None or job.retry_tasks == "all":
+    if job.retry_of is None:
         return reused_results(trying, job, plan, known=adopted) | adopted
+    if job.retry_tasks == "all":
+        return adopted  # every task again: what `reuse` finds first is what is to be run again
     return copied_results(trying, job.retry_of, known=adopted) | adopted
 
 

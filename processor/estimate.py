@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
@@ -46,6 +46,29 @@ class Prediction:
     samples: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A line through samples where their weights differ, else their mean in proportion. Never below
+    the fastest sample's share, never negative."""
+
+    mean_weight: float
+    mean_seconds: float
+    slope: float | None
+    """Seconds per weight; None where the weights hardly differ."""
+    lightest: float
+    fastest: float
+
+    def at(self, weight: float) -> float:
+        """Expected seconds at a weight."""
+        if self.slope is None:
+            proportional = self.mean_weight > 0
+            return self.mean_seconds * weight / self.mean_weight if proportional else self.mean_seconds
+        if self.slope <= 0:
+            return self.mean_seconds
+        start = self.mean_seconds - self.slope * self.mean_weight
+        return max(start + self.slope * weight, self.fastest * min(1.0, weight / self.lightest))
+
+
 @dataclass(slots=True)
 class History:
     """Samples of earlier tasks, by what makes them comparable."""
@@ -53,12 +76,15 @@ class History:
     exact: dict[tuple[str, str, str | None], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     """By shape, models, GPU."""
     shapes: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    _fits: dict[Hashable, Fit] = field(default_factory=dict)
+    """By the keys of both; made once, for thousands of tasks ask for the same."""
 
     def add(self, manifest: Manifest) -> None:
         """Take in a finished job; reused results and failures teach nothing."""
         plan = manifest.plan
         if plan is None or not plan.shape:
             return
+        self._fits.clear()
         tasks = {task.index: task for task in plan.tasks}
         for result in manifest.tasks:
             task = tasks.get(result.index)
@@ -70,14 +96,20 @@ class History:
 
     def predict(self, plan: Plan, task: Task, gpu: str | None) -> Prediction:
         """The seconds that a task will take on a GPU."""
-        exact = self.exact.get((plan.shape, task.group, gpu), [])
+        alike = (plan.shape, task.group, gpu)
+        exact = self.exact.get(alike, [])
         if len(exact) >= MIN_SAMPLES:
-            return Prediction(seconds_at(exact, task.weight), "learned", len(exact))
+            return Prediction(self._fit(alike, exact).at(task.weight), "learned", len(exact))
         if similar := self.shapes.get(plan.shape, []) if plan.shape else []:
-            return Prediction(seconds_at(similar, task.weight), "similar", len(similar))
+            return Prediction(self._fit(plan.shape, similar).at(task.weight), "similar", len(similar))
         if plan.typical_seconds is not None:
             return Prediction(plan.typical_seconds, "declared")
         return Prediction(GUESS_S, "guessed")
+
+    def _fit(self, key: Hashable, samples: Sequence[Sample]) -> Fit:
+        if key not in self._fits:
+            self._fits[key] = fit(samples)
+        return self._fits[key]
 
 
 def learn(manifests: Iterable[Manifest]) -> History:
@@ -88,22 +120,17 @@ def learn(manifests: Iterable[Manifest]) -> History:
     return history
 
 
-def seconds_at(samples: Sequence[Sample], weight: float) -> float:
-    """Expected seconds at a weight: a line through the samples where their weights differ, else
-    their mean in proportion. Never below the fastest sample's share, never negative."""
+def fit(samples: Sequence[Sample]) -> Fit:
+    """What some samples, at least one, say of other weights; the extremes are left out."""
     kept = _trimmed(samples)
     mean_weight = fmean(sample.weight for sample in kept)
     mean_seconds = fmean(sample.seconds for sample in kept)
-    proportional = mean_seconds * weight / mean_weight if mean_weight > 0 else mean_seconds
     lightest, heaviest = min(s.weight for s in kept), max(s.weight for s in kept)
-    if len(kept) < MIN_SAMPLES or heaviest < lightest * _VARIED:
-        return proportional
-    spread = sum((s.weight - mean_weight) ** 2 for s in kept)
-    slope = sum((s.weight - mean_weight) * (s.seconds - mean_seconds) for s in kept) / spread
-    if slope <= 0:
-        return mean_seconds
-    start = mean_seconds - slope * mean_weight
-    return max(start + slope * weight, min(s.seconds for s in kept) * min(1.0, weight / lightest))
+    slope = None
+    if len(kept) >= MIN_SAMPLES and heaviest >= lightest * _VARIED:
+        spread = sum((s.weight - mean_weight) ** 2 for s in kept)
+        slope = sum((s.weight - mean_weight) * (s.seconds - mean_seconds) for s in kept) / spread
+    return Fit(mean_weight, mean_seconds, slope, lightest, min(s.seconds for s in kept))
 
 
 def _trimmed(samples: Sequence[Sample]) -> list[Sample]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from processor.errors import NotFound
-from processor.layout import attempt_key, job_prefix
+from processor.layout import attempt_key, attempt_prefix, job_prefix
 from processor.models import Model
 from processor.parallel import each_of
 from processor.records import Attempt, AttemptSummary, Plan, TaskResult
@@ -58,6 +58,13 @@ def read_history(store: Store, job_id: str, *, limit_bytes: int) -> History:
                 history.result_keys.append(item.key)
     history.attempts.sort(key=lambda attempt: attempt.begun_at)
     return history
+
+
+def has_results(store: Store, job_id: str, attempt: str) -> bool:
+    """Whether an attempt has finished a task, for later ones to adopt. Cost: 1 request per 1,000 files."""
+    skip = len(job_prefix(job_id))
+    pages = store.list(attempt_prefix(job_id, attempt))
+    return any(_RESULT.match(item.key[skip:]) for page in pages for item in page.objects)
 
 
 def adopt(

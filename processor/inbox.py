@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _MARKERS = frozenset({".bzEmpty", ".DS_Store", "Thumbs.db", "desktop.ini", "_READY"})
 _SAMPLE = 20
 _PAGE = 1000
+NEWEST = 16
+"""Of a longer queue so many are known from its end, too, for what is urgent."""
+_MAX_OLD = 5_000
+"""Of replaced versions and of delete markers so many are kept: more than one pass removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class Inbox:
     """The store's clock at the first page."""
     due: list[Drop] = field(default_factory=list)
     """The oldest due job files, oldest first."""
+    newest: list[Drop] = field(default_factory=list)
+    """Of more than that: those dropped last, oldest first."""
     pending: int = 0
     """How many job files are due in all."""
     nightly: int = 0
@@ -112,6 +118,8 @@ class Inbox:
     superseded: list[Drop] = field(default_factory=list)
     litter: list[ObjectInfo] = field(default_factory=list)
     """Delete markers over drops that a user removed by name, old versions of requests."""
+    more_to_remove: bool = False
+    """There are more of both than are kept; the next scan tells of them."""
     datasets: dict[str, DatasetFolder] = field(default_factory=dict)
     cancels: dict[str, ObjectInfo] = field(default_factory=dict)
     """Job id → the request to cancel it."""
@@ -119,7 +127,8 @@ class Inbox:
     ignored: int = 0
     ignored_sample: list[str] = field(default_factory=list)
     held: set[str] = field(default_factory=set)
-    """Keys of which an older version is still there, since somebody runs it or a store failed.
+    """Keys of which an older version is still there, since somebody runs it, a store failed or a
+    pass does not remove so many.
     What stands above stays until that is gone: settled first, it would uncover the older
     one, which would then run."""
     stuck: dict[str, str] = field(default_factory=dict)
@@ -129,10 +138,28 @@ class Inbox:
 
     def may_be_pending(self, job_id: str) -> bool:
         """Whether a drop of this job may wait here; some listings can't tell all ids."""
-        if self.nightly or self.pending > len(self.due):
+        if self.nightly or self.pending > len(self.due) or self.more_to_remove:
             return True
         drops = [*self.due, *self.superseded]
         return any(not (drop.version or drop.emitted_id) or drop.job_id == job_id for drop in drops)
+
+    def add_superseded(self, item: ObjectInfo) -> None:
+        """Note a version of a drop that does not stand on top."""
+        hidden = self.top is not None and self.top.key == item.key and self.top.delete_marker
+        if len(self.superseded) < _MAX_OLD:
+            self.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
+            return
+        self.more_to_remove = True
+        # Under a delete marker that isn't kept it lies as it is. Whatever else is above it must stay.
+        if not hidden or (self.litter and self.litter[-1].key == item.key):
+            self.held.add(item.key)
+
+    def add_litter(self, item: ObjectInfo) -> None:
+        """Note what is to be removed and was never to be run."""
+        if len(self.litter) < _MAX_OLD:
+            self.litter.append(item)
+        else:
+            self.more_to_remove = True
 
 
 def scan(
@@ -152,7 +179,7 @@ def scan(
     """
     found: Inbox | None = None
     night_open = False
-    oldest = _Oldest(keep)
+    oldest, newest = _Oldest(keep), _Newest(NEWEST)
     for page in store.list(INBOX, versions=store.capabilities.versions):
         if found is None:
             found = Inbox(page.date)
@@ -161,9 +188,13 @@ def scan(
         due = _due(found, page.objects, night_open)
         found.pending += len(due)
         oldest.add(due)
+        newest.add(due)
     if found is None:
         raise AssertionError("a store lists at least one page")
     found.due = [_drop(item) for item in oldest.items()]
+    if found.pending > len(found.due):
+        kept = set(found.due)
+        found.newest = [drop for drop in map(_drop, newest.items()) if drop not in kept]
     return found
 
 
@@ -188,6 +219,25 @@ class _Oldest:
         """Oldest first."""
         # By age alone: sorting is stable, and what was added earlier has the smaller key.
         return sorted(self._items, key=attrgetter("modified"))[: self._keep]
+
+
+class _Newest:
+    """The newest so many of the same stream; of one age, the last by key."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._items: list[ObjectInfo] = []
+
+    def add(self, items: list[ObjectInfo]) -> None:
+        if len(self._items) == self._keep:
+            oldest = self._items[0].modified
+            items = [item for item in items if item.modified >= oldest]
+        self._items += items
+        self._items = self.items()
+
+    def items(self) -> list[ObjectInfo]:
+        """Oldest first."""
+        return sorted(self._items, key=attrgetter("modified"))[-self._keep :]
 
 
 def is_marker(name: str) -> bool:
@@ -219,11 +269,9 @@ def _due(found: Inbox, objects: list[ObjectInfo], night_open: bool) -> list[Obje
         elif is_marker(_name(key)):
             _ignore(found, key)
         elif item.delete_marker:
-            found.litter.append(item)
+            found.add_litter(item)
         elif not item.latest:
-            top = found.top
-            hidden = top is not None and top.key == key and top.delete_marker
-            found.superseded.append(replace(_drop(item), superseded=True, hidden=hidden))
+            found.add_superseded(item)
         elif nightly and not night_open:
             found.nightly += 1
         else:
@@ -258,7 +306,7 @@ def _other(found: Inbox, item: ObjectInfo) -> None:
             _count(found, item)
     elif item.delete_marker or not item.latest:
         if key.startswith(CONTROL):
-            found.litter.append(item)
+            found.add_litter(item)
     elif key.startswith(RECURRING) and key.endswith(".json"):
         found.recurring.append(_drop(item))
     elif key == PAUSED:

@@ -109,6 +109,11 @@ def night_page_key(morning: date) -> str:
     return f"{NIGHTS}{morning:%Y-%m-%d}/index.html"
 
 
+def quiet_night_key(morning: date) -> str:
+    """Stands where a night had no jobs and so has no report."""
+    return f"{STATE}quiet-nights/{morning:%Y-%m-%d}"
+
+
 def gallery_key(job: str) -> str:
     return f"{OUTPUTS}{job}/index.html"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -18,7 +18,7 @@ from pydantic import AwareDatetime
 
 from processor.errors import NotFound, StoreError
 from processor.gallery import file_href, job_name, shown_as_of
-from processor.layout import NIGHTLY, job_prefix, night_page_key, night_report_key
+from processor.layout import NIGHTLY, job_prefix, night_page_key, night_report_key, quiet_night_key
 from processor.machine import Machine
 from processor.models import Model
 from processor.night_page import render_night
@@ -224,7 +224,7 @@ class Mornings:
         """Report the last night if nobody has, and nights whose last jobs have ended since.
 
         A store out of reach is tried again by the next call. Cost: 1 request once a night and
-        process if there is nothing to do; else see `make_report`.
+        process if there is nothing to do, 2 after a night without jobs; else see `make_report`.
         """
         night = self._machine.policy.night
         if night is None:
@@ -240,13 +240,19 @@ class Mornings:
             if window.morning in self._made:
                 return
         if not self._reported(window):
-            report = make_report(self._machine, window)
-            if report is not None and self._announce is not None:
-                self._announce(report)
+            self._report(window)
             with self._lock:
                 self._late.pop(window.morning, None)
         with self._lock:
             self._made.add(window.morning)
+
+    def _report(self, window: Window) -> None:
+        report = make_report(self._machine, window)
+        if report is None:
+            # Else every process would read the manifests of a whole day to find none of that night.
+            self._machine.stores.main.put(quiet_night_key(window.morning), b"", media_type="text/plain")
+        elif self._announce is not None:
+            self._announce(report)
 
     def retell(self) -> None:
         """Make the reports anew that `note` found stale.
@@ -277,8 +283,16 @@ class Mornings:
             log.warning("night.not_reported", why=str(error))
 
     def _reported(self, window: Window) -> bool:
+        """Whether it was looked at once it was over, and no job of it has ended since a quiet one was."""
+        if self._stands_since(window.closes, night_report_key(window.morning)):
+            return True
+        with self._lock:
+            if window.morning in self._late:
+                return False
+        return self._stands_since(window.closes, quiet_night_key(window.morning))
+
+    def _stands_since(self, moment: datetime, key: str) -> bool:
         try:
-            report = self._machine.stores.main.stat(night_report_key(window.morning))
+            return self._machine.stores.main.stat(key).modified >= moment
         except NotFound:
             return False
-        return report.modified >= window.closes

@@ -78,10 +78,13 @@ def reused_results(
 
 def _jobs(machine: Machine, plan: Plan) -> list[str]:
     prefix = reuse_prefix(plan.shape)
-    page = next(iter(machine.stores.main.list(prefix)))
-    names = (item.key[len(prefix) :].partition("/")[2] for item in page.objects)
-    found = (name for name in names if is_job_id(name) and name != plan.job_id)
-    return list(itertools.islice(dict.fromkeys(found), MAX_JOBS))
+    found: dict[str, None] = {}
+    for page in machine.stores.main.list(prefix):
+        names = (item.key[len(prefix) :].partition("/")[2] for item in page.objects)
+        found |= dict.fromkeys(name for name in names if is_job_id(name) and name != plan.job_id)
+        if len(found) >= MAX_JOBS:
+            break
+    return list(itertools.islice(found, MAX_JOBS))
 
 
 def _copied(trying: Trying, result: TaskResult, *, origin: str, task: Task) -> TaskResult | None:

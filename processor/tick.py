@@ -81,8 +81,10 @@ def _out_of_money(machine: Machine, report: TickReport) -> bool:
 def _discard_superseded(machine: Machine, report: TickReport, inbox: Inbox, busy: Collection[str]) -> None:
     """Remove versions that newer ones replaced, as far as nobody runs them; the rest is held."""
     share = _Share(machine, report)
+    report.unfinished = inbox.more_to_remove
     for drop in inbox.superseded:
-        if drop.job_id in busy or share.is_used_up or not _is_discarded(machine, inbox, drop):
+        # Its id, a hash, is the last that is asked for: there may be thousands.
+        if share.is_used_up or drop.job_id in busy or not _is_discarded(machine, inbox, drop):
             inbox.held.add(drop.key)
 
 

@@ -128,15 +128,16 @@ def _folders(store: Store, prefix: str, beginning: str = "") -> Iterator[str]:
     """Names of what lies under a prefix with files of its own, in order, skipping over those."""
     start_after = ""
     while True:
-        page = next(iter(store.list(prefix + beginning, start_after=start_after)))
-        if not page.objects:
+        pages = store.list(prefix + beginning, start_after=start_after)
+        objects = next((page.objects for page in pages if page.objects), None)
+        if objects is None:
             return
-        for item in page.objects:
+        for item in objects:
             name, slash, _ = item.key[len(prefix) :].partition("/")
             if slash and item.key > start_after:
                 start_after = f"{prefix}{name}0"  # "0" follows "/": behind all files of this folder
                 yield name
-        start_after = max(start_after, page.objects[-1].key)
+        start_after = max(start_after, objects[-1].key)
 
 
 def waiting(store: Store) -> list[Waiting]:

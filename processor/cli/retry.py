@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from processor.cli import console
 from processor.cli.exits import NoSuchJob
 from processor.cli.options import Bucket, Config, EndpointUrl, JobRef, Json, load_settings, open_main
 from processor.errors import JobInvalid
+
+if TYPE_CHECKING:
+    from processor.records import Manifest
 
 
 def command(
@@ -48,6 +51,7 @@ def command(
     manifest = read_manifest(store, parent)
     if manifest is None:
         raise NoSuchJob("has not finished yet", where=parent, mend="`dropbatch status` shows how far it is")
+    _refuse_ingest(manifest)
     if manifest.job is None or manifest.plan is None:
         raise JobInvalid("never became tasks that could be tried again", where=parent, mend="Drop it anew")
     refuse_rehearsal(manifest)
@@ -68,3 +72,19 @@ def command(
         console.print_json({"job_id": new, "key": key, "retry_of": parent})
     else:
         print(new)
+
+
+def _refuse_ingest(manifest: Manifest) -> None:
+    """A dataset is frozen as it lay in the inbox; only a folder that is dropped again is looked at again."""
+    from processor.layout import settled_prefix
+    from processor.records import Outcome
+
+    if manifest.kind != "ingest" or manifest.job is None:
+        return
+    dataset, where = manifest.job["dataset"], manifest.job_id
+    if manifest.outcome is Outcome.DONE:
+        mend = f"`dropbatch train {dataset}` trains on it"
+        raise JobInvalid("the dataset is archived already", where=where, mend=mend)
+    folder = f"{settled_prefix(manifest.outcome, manifest.finished_at, where)}{dataset}/"
+    mend = f"Mend what its report names and drop the folder again; its files are in {folder}"
+    raise JobInvalid("a dataset folder is not tried again as a job", where=where, mend=mend)

@@ -79,7 +79,8 @@ class Authority:
         fresh = at is not None and now - at <= max_age_s
         if founding and fresh and (self._held_at >= since or self._still_held(founding, now)):
             return founding
-        self._founding = None
+        # What is known stays meanwhile, and should this fail: other threads' jobs ask how old it is.
+        self._checked_at = None
         self._founding = founding = self._compare(now)
         self._checked_at = self._held_at = now
         return founding

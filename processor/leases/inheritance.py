@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 """The end of a dead runner's lease: nobody may take it for one that still holds."""
+_MANY = 1_000
+"""Notes, after which the file is written anew with what is still held."""
 
 
 class InheritedLeases(Leases):
@@ -42,6 +44,9 @@ class InheritedLeases(Leases):
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._said = False
+        self._noted: dict[str, list[Lease]] = {}
+        """What whoever reads the notes would find."""
+        self._written = 0
         # What a job's dead holders had or asked for; which of them has it, the lease store knows.
         self._left = _take_over(folder)
         self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}.jsonl"
@@ -76,18 +81,33 @@ class InheritedLeases(Leases):
         self._path.unlink(missing_ok=True)
 
     def _hold(self, job_id: str, epoch: int, nonce: str) -> None:
-        self._note({"job": job_id, "epoch": epoch, "nonce": nonce})
+        self._note(_held(Lease(job_id, epoch, nonce, _LONG_AGO)))
 
     def _note(self, note: dict[str, object]) -> None:
         """Notes only save waiting, should we die: a disk that takes none must not end a job."""
         with self._lock:
+            line = json.dumps(note) + "\n"
+            _apply(self._noted, line)
             try:
-                self._notes.write(json.dumps(note) + "\n")
-                self._notes.flush()
+                self._write(line)
             except OSError as error:
                 if not self._said:
                     self._said = True
                     log.warning("lease.not_noted", path=str(self._path), why=str(error))
+
+    def _write(self, line: str) -> None:
+        self._written += 1
+        if self._written > _MANY:
+            # In place, for the lock is this file's. Who dies right here leaves leases that run out.
+            self._written = 0
+            self._notes.truncate(0)
+            line = "".join(json.dumps(_held(lease)) + "\n" for left in self._noted.values() for lease in left)
+        self._notes.write(line)
+        self._notes.flush()
+
+
+def _held(lease: Lease) -> dict[str, object]:
+    return {"job": lease.job_id, "epoch": lease.epoch, "nonce": lease.nonce}
 
 
 def _open_locked(path: Path) -> IO[str]:

@@ -95,10 +95,11 @@ class Store(Protocol):
     def list(self, prefix: str, *, versions: bool = False, start_after: str = "") -> Iterator[Page]:
         """Stream the objects under a key prefix, sorted by key (UTF-8 bytes).
 
-        Always yields at least one page (maybe empty), so that its date is known. With
-        `versions` every version and delete marker is listed, newest first within a key;
-        a store without versions lists what stands. Listings may lag behind writes. What
-        other programs put under a name that `check_key` refuses is not listed.
+        Always yields at least one page, so that its date is known. Any page may be empty, where
+        what it would hold is hidden; the end is where no other follows. With `versions` every
+        version and delete marker is listed, newest first within a key; a store without versions
+        lists what stands. Listings may lag behind writes. What other programs put under a name
+        that `check_key` refuses is not listed.
 
         Cost: 1 request per 1,000 objects; with versions, per 1,000 versions.
         """

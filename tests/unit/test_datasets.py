@@ -17,6 +17,7 @@ from PIL import Image
 
 from handlers.ingest import IngestHandler
 from handlers.ingest.pictures import Looked
+from processor.attempt import Trying
 from processor.datasets import parse_listed, take_inventory
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
@@ -495,6 +496,21 @@ def test_a_bad_file_fails_the_folder_before_a_gpu_and_is_named(bench: Bench, cas
     assert {key.rpartition("/")[2] for key in kept} >= {*files, "report.json", "report.txt", "receipt.json"}
     (report,) = [key for key in kept if key.endswith("report.json")]
     assert any(error["file"] in names for error in bench.read(report)["errors"])
+
+
+def test_a_dataset_given_up_says_where_its_files_are(bench: Bench, machine: Machine) -> None:
+    """`dropbatch retry` is not for folders."""
+    drop_ready(bench, captioned(3))
+    for _ in range(bench.policy.max_attempts):
+        while not (claims := tick(machine, capacity=1).claims):
+            pass
+        Trying(machine, claims[0], machine.clock.now()).begin()
+        bench.clock.advance(bench.policy.lease_s + 2 * bench.policy.margin_s)
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "dead"
+    folder = f"{manifest['job_id']}/{NAME}/"
+    assert f"failed/<date>/{folder}" in manifest["error"]["mend"]
+    assert any(folder in key for key in bench.keys("failed/"))
 
 
 def test_a_picture_that_claims_a_billion_pixels_is_refused_unread(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.render.weight import shape_of, weight_of
-from processor.estimate import GUESS_S, Sample, estimate, learn, seconds_at
+from processor.estimate import GUESS_S, Fit, Sample, estimate, fit, learn
 from processor.prices import prices
 from processor.records import DropRef, Manifest, Outcome, Plan, Task, TaskResult
 
@@ -106,12 +107,28 @@ def test_renting_pays_above_the_rules_utilisation(seconds: float, cheaper: str) 
     assert made.vast_usd == ((0.5, 1.0) if seconds < 3600 else (1.0, 2.0))
 
 
+def test_thousands_of_tasks_ask_what_was_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two thousand tasks of two thousand samples take minutes."""
+    fitted: list[int] = []
+
+    def counted(samples: Sequence[Sample]) -> Fit:
+        fitted.append(len(samples))
+        return fit(samples)
+
+    monkeypatch.setattr("processor.estimate.fit", counted)
+    history = learn([finished(plan(300), [6.0] * 300)])
+    assert estimate(plan(400), history, PRICES, gpu="L40S").basis == "learned"
+    assert fitted == [300, 300]  # on that GPU; and on all others, of which nothing else is known
+    history.add(finished(plan(20), [60.0] * 20))
+    assert estimate(plan(400), history, PRICES, gpu="L40S").samples == 320
+
+
 @given(
     st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.01, 1e4)), min_size=1, max_size=40),
     st.floats(0.1, 1e3),
 )
 def test_an_estimate_is_never_negative_or_absurd(samples: list[tuple[float, float]], weight: float) -> None:
-    seconds = seconds_at([Sample(*sample) for sample in samples], weight)
+    seconds = fit([Sample(*sample) for sample in samples]).at(weight)
     assert 0 <= seconds < 1e4 * 1e4 * 2
 
 

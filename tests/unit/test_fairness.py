@@ -84,9 +84,12 @@ def test_priority_goes_before_age(tmp_path: Path) -> None:
     assert begun == ["urgent", "old", "new", "older-but-low"]
 
 
-def test_an_urgent_drop_overtakes_a_long_queue(tmp_path: Path) -> None:
-    """Although nobody has read what stands between; the others keep the order of their ages."""
+@pytest.mark.parametrize("keep", [5_000, 50, 30])
+def test_an_urgent_drop_overtakes_a_long_queue(tmp_path: Path, keep: int) -> None:
+    """Although nobody has read what stands between, or can know of it in one look; the others keep the
+    order of their ages."""
     bench = Bench(tmp_path, ScriptedHandler())
+    bench.with_policy(scan_keep=keep)
     for number in range(60):
         bench.drop(job(1), f"inbox/jobs/{number:02}.json")
         bench.clock.advance(1)

@@ -121,3 +121,28 @@ def test_what_was_deleted_by_name_keeps_nobody_waiting(tmp_path: Path, far: FarS
     far.reset()
     tick(machine, capacity=1)
     assert far.counts["delete"] == 0
+
+
+def test_more_old_versions_than_are_kept_uncover_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands were replaced and deleted by name: bounded memory, and yet none of them is ever run."""
+    monkeypatch.setattr("processor.inbox._MAX_OLD", 3)
+    store = MemoryStore(clock=ManualClock())
+    bench = Bench(tmp_path, ScriptedHandler(), store=store)
+    for version in ("old", "older", "new"):
+        for number in range(4):
+            bench.drop({"workflow": version}, f"inbox/jobs/replaced-{number}.json")
+    for number in range(8):
+        bench.drop({"workflow": "deleted"}, f"inbox/jobs/deleted-{number}.json")
+        store.hide(f"inbox/jobs/deleted-{number}.json")
+    machine = bench.machine()
+    first = tick(machine, capacity=0)
+    assert first.inbox is not None
+    assert len(first.inbox.superseded) == len(first.inbox.litter) == 3
+    assert first.next_wake_s <= 2.0
+    run(machine, once=True)
+    machine.close()
+    assert [manifest["job"]["workflow"] for manifest in bench.manifests()] == ["new"] * 4
+    left = [item for page in store.list("inbox/", versions=True) for item in page.objects]
+    assert left == []

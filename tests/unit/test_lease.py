@@ -171,6 +171,28 @@ def test_an_heir_that_dies_idle_passes_on_what_it_was_left(clock: ManualClock, t
     third.close()
 
 
+def test_notes_stay_short_and_are_still_whole(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that asks for others' jobs all day long; what it holds meanwhile is inherited still."""
+    monkeypatch.setattr("processor.leases.inheritance._MANY", 20)
+    store = MemoryLeases()
+    other = Leases(store, clock, lease_s=TERM_S, margin_s=MARGIN_S)
+    assert other.acquire("others", nonce="o") is not None
+    first = inheriting(store, clock, tmp_path)
+    assert first.acquire(JOB, nonce="a") is not None
+    for _ in range(99):
+        assert first.acquire("others", nonce="a") is None
+    assert len(first._path.read_text().splitlines()) <= 25
+    first._notes.close()
+    second = inheriting(store, clock, tmp_path)
+    assert second.acquire("others", nonce="b") is None
+    lease = second.acquire(JOB, nonce="b")
+    assert lease is not None
+    assert lease.epoch == 2
+    second.close()
+
+
 def test_a_torn_note_is_no_obstacle(clock: ManualClock, tmp_path: Path) -> None:
     """A runner may die while it writes."""
     (tmp_path / "1-dead.jsonl").write_text('{"job": "x", "epoch": 1, "nonce": "a", "until": "20')
@@ -256,6 +278,40 @@ def test_a_wiped_lease_store_is_replaced_only_after_the_longest_lease(clock: Man
     after = wiped.check()
     assert after.previous == before.id
     assert authority(store, leases, clock, "c").check() == after
+
+
+def test_what_a_wiped_lease_store_forgot_is_known_while_it_is_asked_again(clock: ManualClock) -> None:
+    """Other threads' jobs ask meanwhile, and after no answer came, whether they may have a past."""
+
+    class Watched(MemoryLeases):
+        def read(self, key: str) -> Record | None:
+            known.append(ours.older_than_founding(dropped))
+            if out_of_reach:
+                raise StoreUnavailable("out of reach")
+            return super().read(key)
+
+    known: list[bool] = []
+    out_of_reach = False
+    store, leases, dropped = MemoryStore(clock=clock), Watched(), clock.now()
+    ours = authority(store, leases, clock, "a")
+    ours.check()
+    leases.delete("authority")
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable, match="lost its contents"):
+        ours.check()
+    clock.advance(TERM_S + 2 * MARGIN_S)
+    ours.check()
+    known.clear()
+    clock.advance(1)
+    ours.check()
+    out_of_reach = True
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable, match="out of reach"):
+        ours.check()
+    assert known == [True, True]
+    assert ours.older_than_founding(dropped)
+    with pytest.raises(StoreUnavailable, match="out of reach"):
+        ours.check(max_age_s=10.0)
 
 
 def test_another_lease_store_is_refused_with_its_name(clock: ManualClock) -> None:

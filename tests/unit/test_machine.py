@@ -354,6 +354,31 @@ def _die_after_planning(machine: Any, claim: Any) -> None:
     elect_plan(trying, RenderJob(kind="render", workflow="noop"))
 
 
+@pytest.mark.parametrize(("between", "outcome", "counted"), [(2, "done", 1), (0, "dead", 3)])
+def test_a_lid_closed_each_night_ends_no_job_that_gets_on(
+    tmp_path: Path, between: int, outcome: str, counted: int
+) -> None:
+    """A lost lease uses up an attempt only if nothing was finished under it."""
+    since: list[int] = []
+
+    def script(work: Work, context: TaskContext) -> TaskOutput:
+        if len(since) == between:
+            since.clear()
+            bench.clock.advance(8 * 3600)
+            raise TaskFailed(ErrorKind.UNAVAILABLE, "slept through it")
+        since.append(work.task.index)
+        return write_text_file(work, context)
+
+    bench = Bench(tmp_path, ScriptedHandler(script, concurrency=1))
+    bench.drop(render(9))
+    machine = bench.machine()
+    while claims := tick(machine, capacity=1).claims:
+        process(machine, claims[0])
+    machine.close()
+    (manifest,) = bench.manifests()
+    assert (manifest["outcome"], len(manifest["attempts"])) == (outcome, counted)
+
+
 def test_a_later_attempt_adopts_what_an_earlier_one_finished(tmp_path: Path) -> None:
     """After a crash only what is missing runs again."""
     ran: list[int] = []

@@ -11,9 +11,12 @@ import pytest
 
 from processor.dispatch import process
 from processor.nightly import Mornings, NightReport, make_report, spread
+from processor.records import Manifest
 from processor.run import run
 from processor.schedule import Night
+from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
+from processor.testing.counting import CountingStore
 from processor.testing.handler import ScriptedHandler, write_text_file
 from processor.testing.machine import Bench
 from processor.tick import tick
@@ -39,6 +42,16 @@ def work(bench: Bench) -> None:
     machine = bench.machine()
     run(machine, once=True)
     machine.close()
+
+
+def run_by_hand(bench: Bench) -> Manifest:
+    """The one job that waits for the night, run now."""
+    machine = bench.machine()
+    (claim,) = tick(machine, capacity=1, night_open=True).claims
+    manifest = process(machine, claim)
+    machine.close()
+    assert manifest is not None
+    return manifest
 
 
 def job(tasks: int = 2, **more: Any) -> dict[str, Any]:
@@ -82,6 +95,28 @@ def test_a_night_without_jobs_has_no_report(bench: Bench) -> None:
     at(bench, 12)
     work(bench)
     assert bench.keys("comfy_outputs/") == []
+
+
+def test_after_a_night_without_jobs_the_days_are_read_once(tmp_path: Path) -> None:
+    """Every run would else read the manifests of all that was done since, to find none of that night."""
+    clock = ManualClock(EVENING)
+    store = CountingStore(MemoryStore(clock=clock))
+    bench = Bench(tmp_path, ScriptedHandler(write_text_file), clock=clock, store=store)
+    bench.with_policy(night=NIGHT)
+    at(bench, 12)
+    for number in range(5):
+        bench.drop(job(), f"inbox/jobs/{number}.json")
+    work(bench)
+    store.reset()
+    work(bench)
+    assert store.counts["get"] < 5
+    bench.drop(job(), "inbox/nightly/late.json")
+    announced: list[NightReport] = []
+    mornings = Mornings(bench.machine(), announce=announced.append)
+    mornings.note([run_by_hand(bench)])
+    mornings.look()
+    assert [len(report.jobs) for report in announced] == [1]
+    assert REPORT in bench.all_keys
 
 
 def test_a_report_is_announced_once_whoever_looks(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from processor.handler import PlanContext, TaskContext, TaskOutput, Work
+from processor.layout import reuse_prefix
 from processor.models import JobBase, RenderJob
 from processor.records import Plan
 from processor.run import run
@@ -70,6 +71,15 @@ def test_only_what_is_new_is_run(bench: Bench) -> None:
         assert new["files"][0]["key"] in bench.all_keys
 
 
+def test_a_retry_of_all_tasks_runs_them_again(bench: Bench) -> None:
+    """Although the job it retries may take earlier results, and its own are the nearest."""
+    first = finish(bench, "inbox/jobs/a.json", 2, reuse=True)
+    ran(bench)
+    again = {"reuse": True, "retry_of": first["job_id"], "retry_tasks": "all"}
+    second = finish(bench, "inbox/jobs/b.json", 2, **again)
+    assert (ran(bench), second["outcome"]) == ([0, 1], "done")
+
+
 def test_without_being_asked_for_nothing_is_reused(bench: Bench) -> None:
     finish(bench, "inbox/jobs/a.json", 2)
     finish(bench, "inbox/jobs/b.json", 2)
@@ -95,6 +105,20 @@ def test_a_copy_of_a_copy_names_where_it_was_made(bench: Bench) -> None:
     finish(bench, "inbox/jobs/b.json", 1, reuse=True)
     third = finish(bench, "inbox/jobs/c.json", 1, reuse=True)
     assert third["tasks"][0]["reused_from"] == first["job_id"]
+
+
+def test_what_was_deleted_by_name_hides_no_result(tmp_path: Path) -> None:
+    """Where versions are kept, a listing's first page may hold nothing but hidden ones."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock, page_size=3)
+    bench = Bench(tmp_path, Shaped(), clock=clock, store=store)
+    finish(bench, "inbox/jobs/a.json", 2)
+    for number in range(4):
+        key = f"{reuse_prefix('noop')}{number:011}/gone-{number:016}"
+        store.put(key, b"")
+        store.hide(key)
+    finish(bench, "inbox/jobs/b.json", 2, reuse=True)
+    assert ran(bench) == [0, 1]
 
 
 def test_looking_costs_few_requests_however_long_the_history(bench: Bench) -> None:

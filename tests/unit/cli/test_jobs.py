@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from processor.cli.fetch import nice_names
-from processor.layout import spend_key
+from processor.cli.jobs import find_job
+from processor.layout import job_prefix, manifest_key, spend_key
 from processor.records import Attempt, OutputFile, TaskResult, dump
+from processor.store.memory import MemoryStore
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -256,6 +258,17 @@ def test_fetch_names_files_for_people_and_checks_them(
     assert (target / names[0]).stat().st_mtime_ns == before
 
 
+def test_what_was_deleted_by_name_hides_no_job() -> None:
+    """Where versions are kept, a listing's first page may hold nothing but hidden ones."""
+    store = MemoryStore(page_size=3)
+    old, new = "portrait-00000000000000aa", "portrait-00000000000000bb"
+    for number in range(7):
+        store.put(f"{job_prefix(old)}1-ab/{number}.png", b"")
+        store.hide(f"{job_prefix(old)}1-ab/{number}.png")
+    store.put(manifest_key(new), b"")
+    assert find_job(store, "portrait") == new
+
+
 def test_retry_drops_a_job_that_copies_what_is_good(
     dropbatch: Dropbatch, bucket: Path, finished: dict[str, str]
 ) -> None:
@@ -267,6 +280,24 @@ def test_retry_drops_a_job_that_copies_what_is_good(
     assert manifest["job"]["retry_of"] == finished["half"]
     assert manifest["tasks"][1]["reused_from"] == finished["half"]
     assert dropbatch("retry", finished["good"], "--all", "--json").json["retry_of"] == finished["good"]
+
+
+def test_retry_of_a_dataset_says_where_its_files_are(
+    dropbatch: Dropbatch, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job it could only end invalid; the folder is to be dropped again."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", '{"ingest": "handlers.ingest:IngestHandler"}')
+    folder = bucket / "inbox/datasets/zoe"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "_READY").touch()
+    dropbatch("run", "--once")
+    (job,) = (item["job_id"] for item in dropbatch("status", "--json").json["finished"])
+    result = dropbatch("retry", job)
+    assert result.code == 1
+    (named,) = re.findall(r"failed/\S+/zoe/", result.err)
+    assert [path.name for path in (bucket / named).iterdir()] == ["a.png"]
+    assert not list((bucket / "inbox").rglob("*.json"))
 
 
 def test_retry_may_cost_more_than_the_first(

@@ -127,6 +127,10 @@ def beside_key(job: str, name: str) -> str:
     return f"{OUTPUTS}{job}/{name}"
 
 
+def attempt_prefix(job: str, attempt: str) -> str:
+    return f"{OUTPUTS}{job}/{attempt}/"
+
+
 def attempt_key(job: str, attempt: str) -> str:
     return f"{OUTPUTS}{job}/{attempt}/attempt.json"
 

@@ -25,7 +25,7 @@ from processor.machine import Machine
 from processor.models import JobBase, RenderJob, Scalar
 from processor.records import ErrorReport, Plan, Task, TaskResult
 from processor.report import error_line
-from processor.retry import decide
+from processor.retry import PERMANENT, decide
 from processor.task_inputs import TaskInputs
 
 _MAX_LOG_BYTES = 1024 * 1024
@@ -111,7 +111,7 @@ class FanOut:
             execution = run.next(self._wait_s())
             if execution is not None:
                 self._outstanding -= 1
-                self._check_engine(run, execution.result)
+                self._check_machine(run, execution.result)
                 self._take(execution, out)
 
     def _submit(self, run: Run, out: FanOutResult) -> None:
@@ -146,14 +146,13 @@ class FanOut:
             max_tries=policy.max_task_tries,
             first_delay_s=policy.retry_delay_s,
         )
-        stopping = self._cancelled or self._machine.stop.is_set()
-        retry = bool(again) and not stopping
+        retry = bool(again) and not self._cancelled
         self._machine.observe(TaskFinished(self._plan.job_id, result, will_retry=retry))
         if again and retry:
             due = self._machine.clock.monotonic() + again.delay_s
             task = self._tasks[result.index]
             heapq.heappush(self._again, (due, next(self._order), (task, result.tries + 1, again.remedy)))
-        elif not (stopping and result.error and result.error.kind is ErrorKind.CANCELLED):
+        elif not (self._cancelled and result.error and _says_nothing(result.error)):
             out.results[result.index] = result
 
     def _charge(self, result: TaskResult) -> float:
@@ -220,10 +219,19 @@ class FanOut:
         if self._machine.stop.is_set():
             self._give_back(run, "this runner was stopped")
 
-    def _check_engine(self, run: Run, result: TaskResult) -> None:
-        if result.error and result.error.kind is ErrorKind.NO_ENGINE and not self._cancelled:
-            self._charge(result)
-            self._give_back(run, str(error_line(result.error)))
+    def _check_machine(self, run: Run, result: TaskResult) -> None:
+        """Give the job back for a failure that is this machine's, not the task's."""
+        if result.error is None or self._cancelled:
+            return
+        if result.error.kind is ErrorKind.NO_ENGINE:
+            why = error_line(result.error)
+        elif self._machine.stop.is_set() and _says_nothing(result.error):
+            # A service's processes are told to end all at once: its engine has died of that.
+            why = "this runner was stopped"
+        else:
+            return
+        self._charge(result)
+        self._give_back(run, why)
 
     def _give_back(self, run: Run, why: str) -> NoReturn:
         run.cancel(ErrorKind.PREEMPTED)
@@ -297,3 +305,8 @@ class FanOut:
     def _append_log(self, text: str) -> None:
         if text and len(self.log) < _MAX_LOG_BYTES:
             self.log = (self.log + text.rstrip("\n") + "\n")[:_MAX_LOG_BYTES]
+
+
+def _says_nothing(error: ErrorReport) -> bool:
+    """Whether what was being stopped may have failed of that: nothing is known of the task."""
+    return error.kind is ErrorKind.CANCELLED or error.kind not in PERMANENT

@@ -131,9 +131,9 @@ class Trying:
         """Put the engine's log beside the results. Cost: 1 request if there is any."""
         if not text:
             return
-        key = engine_log_key(self.job_id, self.name)
+        key, data = engine_log_key(self.job_id, self.name), text.encode("utf-8", "replace")
         try:
-            self.machine.stores.main.put(key, text.encode(), media_type="text/plain; charset=utf-8")
+            self.machine.stores.main.put(key, data, media_type="text/plain; charset=utf-8")
         except StoreError as error:
             log.warning("engine_log.not_written", attempt=self.name, why=str(error))
 

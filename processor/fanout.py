@@ -223,7 +223,7 @@ class FanOut:
         """Give the job back for a failure that is this machine's, not the task's."""
         if result.error is None or self._cancelled:
             return
-        if result.error.kind is ErrorKind.NO_ENGINE:
+        if result.error.kind in (ErrorKind.NO_ENGINE, ErrorKind.NO_STORE):
             why = error_line(result.error)
         elif self._machine.stop.is_set() and _says_nothing(result.error):
             # A service's processes are told to end all at once: its engine has died of that.

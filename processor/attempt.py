@@ -56,6 +56,8 @@ class Trying:
     job: JobBase | None = None
     plan: Plan | None = None
     history: History = field(default_factory=History)
+    spent_usd: float = 0.0
+    """What the job has cost so far, by attempts that nothing came of, too."""
     begun: Attempt | None = None
     """As written to `attempt.json`; None until then."""
     kept: KeptLease = field(init=False)
@@ -166,7 +168,7 @@ class Trying:
             started_at=self.started_at,
             finished_at=self.machine.clock.now(),
             seconds=round(sum(result.seconds for result in results), 3),
-            cost_usd=round(sum(result.cost_usd for result in results), 6),
+            cost_usd=round(max(self.spent_usd, sum(result.cost_usd for result in results)), 6),
             engine=engine or {},
         )
 

@@ -65,8 +65,8 @@ class FanOut:
         self._again: list[tuple[float, int, tuple[Task, int, Remedy]]] = []
         self._order = itertools.count()
         self._outstanding = 0
-        self._spent_usd = 0.0
-        """Of the whole job, by adopted results too."""
+        self.spent_usd = 0.0
+        """Of the whole job, by earlier attempts too."""
         self._attempt_usd = 0.0
         self._task_cost: dict[int, float] = {}
         self._cancelled = False
@@ -74,18 +74,20 @@ class FanOut:
         self.log = ""
         """The engine's log so far, bounded."""
 
-    def run(self, done: dict[int, TaskResult]) -> FanOutResult:
+    def run(self, done: dict[int, TaskResult], *, spent_usd: float = 0.0) -> FanOutResult:
         """Run every task that has no result yet.
 
         Args:
             done: results that need no execution, by task index.
+            spent_usd: what earlier attempts have cost, these results included.
         Raises:
             Interrupted: the machine is stopping, or has no engine just now; what finished is recorded
                 for adoption.
             LeaseLost, ForeignAuthority: nothing more was started after it was noticed.
         """
         out = FanOutResult(dict(done))
-        self._spent_usd = sum(result.cost_usd for result in done.values())
+        # What an attempt has spent is written later than its results.
+        self.spent_usd = max(spent_usd, sum(result.cost_usd for result in done.values()))
         todo = [task for task in self._plan.tasks if task.index not in done]
         # Equal groups together, in order of their first task: warm engines keep their models.
         rank = {group: place for place, group in enumerate(dict.fromkeys(task.group for task in todo))}
@@ -157,7 +159,7 @@ class FanOut:
 
     def _charge(self, result: TaskResult) -> float:
         """Count what an execution cost, whatever came of it; returns what its task has cost so far."""
-        self._spent_usd += result.cost_usd
+        self.spent_usd += result.cost_usd
         self._attempt_usd += result.cost_usd
         self._machine.budget.add(self._spender, result.cost_usd)
         spent = self._task_cost.get(result.index, 0.0) + result.cost_usd
@@ -250,17 +252,17 @@ class FanOut:
 
     def _out_of_money(self) -> ErrorReport | None:
         """Why nothing more may be begun. Cost: 1 request a minute, where tasks cost anything."""
-        if self._spent_usd >= self._cap_usd and self._spent_usd > 0:
+        if self.spent_usd >= self._cap_usd and self.spent_usd > 0:
             own = self._job.max_cost_usd is not None
             mend = "`dropbatch retry JOB --max-cost USD` runs the rest; finished tasks are kept"
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
-                what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
+                what=f"not run: the job had cost ${self.spent_usd:.2f} of ${self._cap_usd:.2f}",
                 where="max_cost_usd" if own else "max_job_cost_usd",
                 mend=mend if own else f"{mend}. For all jobs raise max_job_cost_usd in the settings",
             )
         budget = self._machine.budget
-        if (self._machine.policy.priced or self._spent_usd > 0) and budget.used_up:
+        if (self._machine.policy.priced or self.spent_usd > 0) and budget.used_up:
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
                 what=f"not run: the day had cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}",
@@ -274,7 +276,7 @@ class FanOut:
         # Asked before every task, so nothing is summed up here.
         known = len(self._task_cost)
         expected_usd = self._outstanding * self._attempt_usd / known if known else 0.0
-        return self._outstanding > 0 and 0 < self._cap_usd <= self._spent_usd + expected_usd
+        return self._outstanding > 0 and 0 < self._cap_usd <= self.spent_usd + expected_usd
 
     @property
     def _cap_usd(self) -> float:

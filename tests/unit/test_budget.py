@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from processor.dispatch import process
-from processor.errors import ErrorKind
+from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Stop, Stores, TaskContext, TaskOutput, Work
 from processor.launch import LocalConfig, LocalLauncher
 from processor.machine import Machine
@@ -177,6 +178,42 @@ def test_what_a_stopped_runner_had_spent_counts(tmp_path: Path) -> None:
     assert process(machine, claim) is None
     machine.close()
     assert dear(bench).budget.spent_usd() >= 2.0  # the next one may have begun
+
+
+def test_a_jobs_cap_counts_what_stopped_attempts_have_spent(tmp_path: Path) -> None:
+    """Of an attempt that was given back, what brought no result was forgotten: stopped often enough, a
+    job could cost any sum. It runs past midnight, too."""
+    ran = 0
+
+    def script(_work: Work, context: TaskContext) -> TaskOutput:
+        nonlocal ran
+        ran += 1
+        if ran % 3 == 0:
+            machine.stop.set(ErrorKind.PREEMPTED)
+            context.stop.wait(10)
+            bench.clock.advance(13 * 3600)
+            context.stop.check()
+        raise TaskFailed(ErrorKind.CRASHED, "the engine dies")
+
+    class Dear(ScriptedHandler):
+        def run(self, work: Work, context: TaskContext) -> TaskOutput:
+            time.sleep(0.02)
+            return super().run(work, context)
+
+    bench = Bench(tmp_path, Dear(script, concurrency=1), clock=ManualClock(NOON))
+    bench.with_policy(priced=True, max_task_tries=100, max_day_cost_usd=1000.0, stop_poll_s=0.05)
+    bench.drop(job(1, max_cost_usd=0.15))
+    for _ in range(9):
+        machine = dear(bench)
+        run(machine, once=True)
+        machine.close()
+        if bench.manifests():
+            break
+    (manifest,) = bench.manifests()
+    assert manifest["tasks"][0]["error"]["kind"] == "over_budget"
+    assert ran <= 8, "each costs two cents at least"
+    assert manifest["cost_usd"] >= 0.15
+    assert manifest["cost_usd"] == pytest.approx(dear(bench).budget.of_job(manifest["job_id"], since=NOON))
 
 
 def test_an_idle_bucket_and_jobs_that_cost_nothing_ask_nothing(tmp_path: Path) -> None:

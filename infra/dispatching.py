@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -48,7 +47,7 @@ class Dispatcher:
         """See `run_claims`. Does not return once the container is being taken away: an input that was
         never answered is what Modal starts again elsewhere, with the same claims."""
         with self._stoppable() as stop:
-            outcomes = run_claims(replace(self._machine, stop=stop), values, limit_s=self._limit_s)
+            outcomes = run_claims(self._machine.with_stop(stop), values, limit_s=self._limit_s)
         if self._leaving:
             threading.Event().wait()  # on a daemon thread, which ends with the process
         return outcomes

@@ -123,7 +123,7 @@ def execute(
             tries=work.tries,
             started_at=started_at,
             seconds=round(seconds, 3),
-            gpu=work.gpu or gpu,
+            gpu=gpu or work.gpu,  # what it ran on may be bigger than what was asked for
             cost_usd=round(seconds * usd_per_s, 6),
             **how,
         )

@@ -252,7 +252,8 @@ class FanOut:
 
     def _out_of_money(self) -> ErrorReport | None:
         """Why nothing more may be begun. Cost: 1 request a minute, where tasks cost anything."""
-        if self.spent_usd >= self._cap_usd and self.spent_usd > 0:
+        priced = self._machine.policy.priced or self.spent_usd > 0
+        if priced and self.spent_usd >= self._cap_usd:
             own = self._job.max_cost_usd is not None
             mend = "`dropbatch retry JOB --max-cost USD` runs the rest; finished tasks are kept"
             return ErrorReport(
@@ -262,7 +263,7 @@ class FanOut:
                 mend=mend if own else f"{mend}. For all jobs raise max_job_cost_usd in the settings",
             )
         budget = self._machine.budget
-        if (self._machine.policy.priced or self.spent_usd > 0) and budget.used_up:
+        if priced and budget.used_up:
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
                 what=f"not run: the day had cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}",

@@ -77,6 +77,38 @@ def test_every_manifest_says_what_it_cost(bench: Bench) -> None:
     assert bench.keys("state/spend/2026-05-04/")[0].endswith("/3000000")
 
 
+def test_a_manifest_names_the_gpu_that_ran(bench: Bench) -> None:
+    """Out of memory, a job goes on on a bigger one than it asked for: that is what has its price."""
+    bench.drop(job(1, gpu="T4"))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert manifest["tasks"][0]["gpu"] == "L40S"
+
+
+def test_a_job_that_may_cost_nothing_begins_nothing_that_costs(bench: Bench) -> None:
+    """It began what fits the machine before any price was known."""
+    bench.drop(job(50, max_cost_usd=0))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert {task["error"]["kind"] for task in manifest["tasks"]} == {"over_budget"}
+    assert "cost_usd" not in manifest
+    bench.with_policy(priced=False)
+    bench.drop(job(2, max_cost_usd=0), "inbox/jobs/free.json")
+    machine = bench.machine()
+    run(machine, once=True)
+    machine.close()
+    assert sorted(each["outcome"] for each in bench.manifests()) == ["done", "failed"]
+
+
+def test_calls_of_one_dispatcher_share_what_they_know_of_the_day(bench: Bench) -> None:
+    """Each looked the day up for itself, and none saw what another had not written yet."""
+    machine = dear(bench)
+    first, second = machine.with_stop(Stop()), machine.with_stop(Stop())
+    first.budget.add(("a-0123456789abcdef", "1-a"), 3.0)
+    assert second.budget.spent_usd() == pytest.approx(3.0)
+    assert first.stop is not second.stop
+
+
 def test_a_job_stops_fanning_out_at_its_limit_and_says_so(bench: Bench) -> None:
     """At most one task beyond, however many could run at once; what finished is kept."""
     bench.drop(job(50, max_cost_usd=10))

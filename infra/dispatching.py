@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -67,7 +66,7 @@ class Dispatcher:
 
     def _run(self, values: Sequence[dict[str, Any]]) -> dict[str, str | None]:
         with self._stoppable() as stop:
-            return run_claims(replace(self._machine, stop=stop), values, limit_s=self._limit_s)
+            return run_claims(self._machine.with_stop(stop), values, limit_s=self._limit_s)
 
     def _wind_down(self) -> None:
         with self._changed:

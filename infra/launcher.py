@@ -12,7 +12,6 @@ import queue
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -22,11 +21,9 @@ import structlog
 from infra.gpus import bigger
 from infra.transport import Order, execution_from_json
 from processor.errors import DropbatchError, ErrorKind, TaskFailed
-from processor.execute import Execution
+from processor.execute import Execution, failed
 from processor.handler import Remedy, Work
 from processor.launch import Run
-from processor.records import TaskResult
-from processor.report import error_report
 
 log = structlog.get_logger(__name__)
 
@@ -294,26 +291,6 @@ def as_failure(cause: BaseException | None) -> DropbatchError:
     if isinstance(cause, modal.exception.RemoteError):
         return TaskFailed(ErrorKind.CRASHED, f"the container ended: {str(cause)[:500]}")
     return TaskFailed(ErrorKind.UNAVAILABLE, f"Modal did not answer: {type(cause).__name__}: {cause}"[:500])
-
-
-def failed(work: Work, error: Exception) -> Execution:
-    """The execution of a task that never came to a worker, or never came back."""
-    return Execution(
-        TaskResult(
-            index=work.task.index,
-            hash=work.task.hash,
-            status="failed",
-            params=work.task.params,
-            seed=work.task.seed,
-            error=error_report(error),
-            attempt=work.attempt,
-            execution="",
-            tries=work.tries,
-            started_at=datetime.now(UTC),
-            seconds=0.0,
-            gpu=work.gpu,
-        )
-    )
 
 
 def _key(work: Work) -> WorkKey:

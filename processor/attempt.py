@@ -56,6 +56,8 @@ class Trying:
     job: JobBase | None = None
     plan: Plan | None = None
     history: History = field(default_factory=History)
+    spent_usd: float = 0.0
+    """What the job has cost so far, by attempts that nothing came of, too."""
     begun: Attempt | None = None
     """As written to `attempt.json`; None until then."""
     kept: KeptLease = field(init=False)
@@ -147,9 +149,9 @@ class Trying:
         """Put the engine's log beside the results. Cost: 1 request if there is any."""
         if not text:
             return
-        key = engine_log_key(self.job_id, self.name)
+        key, data = engine_log_key(self.job_id, self.name), text.encode("utf-8", "replace")
         try:
-            self.machine.stores.main.put(key, text.encode(), media_type="text/plain; charset=utf-8")
+            self.machine.stores.main.put(key, data, media_type="text/plain; charset=utf-8")
         except StoreError as error:
             log.warning("engine_log.not_written", attempt=self.name, why=str(error))
 
@@ -182,7 +184,7 @@ class Trying:
             started_at=self.started_at,
             finished_at=self.machine.clock.now(),
             seconds=round(sum(result.seconds for result in results), 3),
-            cost_usd=round(sum(result.cost_usd for result in results), 6),
+            cost_usd=round(max(self.spent_usd, sum(result.cost_usd for result in results)), 6),
             engine=engine or {},
         )
 

@@ -9,7 +9,7 @@ two looks runners may overspend together by what they do in a minute or a renewa
 from __future__ import annotations
 
 import threading
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -74,6 +74,27 @@ class DayBudget:
             return
         with self._lock:
             self._written[spender] = max(micros, self._written.get(spender, 0))
+
+    def of_job(self, job_id: str, *, since: datetime) -> float:
+        """What a job has cost so far, by whatever attempt, and whether or not anything came of it.
+
+        Args:
+            since: when its first attempt began.
+        Raises:
+            StoreError: it can't be known now.
+        Cost: 1 request for each day since, this one included.
+        """
+        zone, spent = self._policy.zone, dict[tuple[date, str], int]()
+        day, today = since.astimezone(zone).date(), self._clock.now().astimezone(zone).date()
+        while day <= today:
+            prefix = f"{spend_prefix(day)}{job_id}/"
+            for page in self._store.list(prefix):
+                for item in page.objects:
+                    attempt, _, micros = item.key[len(prefix) :].partition("/")
+                    if micros.isdecimal():
+                        spent[day, attempt] = max(int(micros), spent.get((day, attempt), 0))
+            day += timedelta(days=1)
+        return sum(spent.values()) / _MICRO
 
     def spent_usd(self) -> float:
         """What the day has cost. Cost: 1 request a minute, for each 1,000 entries of the day."""

@@ -174,6 +174,8 @@ def _attempt(trying: Trying) -> Manifest:
             allowed, begun = job.max_attempts or policy.max_attempts, len(trying.history.attempts)
             if begun > allowed:  # looking for what was finished was fatal, too
                 return trying.manifest(Outcome.DEAD, error=trying.exhausted())
+            if policy.priced and trying.history.since is not None:
+                trying.spent_usd = machine.budget.of_job(trying.job_id, since=trying.history.since)
             # Before planning: a drop that kills its planner must use up its attempts, too.
             trying.begin()
             if begun == allowed:
@@ -227,8 +229,9 @@ def _fan_out(trying: Trying, job: JobBase, plan: Plan) -> Manifest:
     trying.machine.observe(JobPlanned(plan.job_id, len(plan.tasks), len(results)))
     fan_out = FanOut(trying.machine, trying.kept, trying.name, job=job, plan=plan)
     try:
-        fanned = fan_out.run(results)
+        fanned = fan_out.run(results, spent_usd=trying.spent_usd)
     finally:
+        trying.spent_usd = fan_out.spent_usd
         trying.write_log(fan_out.log)
     ordered = [result for _, result in sorted(fanned.results.items())]
     return trying.manifest(_verdict(plan, fanned), results=ordered, engine=fanned.engine)

@@ -120,6 +120,8 @@ class ErrorKind(StrEnum):
     NO_ENGINE = "no_engine"
     """What tasks run on is not there, for as long as was waited for it. Nothing is wrong with the task:
     its job is given back, and waits."""
+    NO_STORE = "no_store"
+    """The store doesn't take what a task made, for as long as was waited for it. As NO_ENGINE."""
     PREEMPTED = "preempted"
     INTERNAL = "internal"
     """Our own defect: an exception nobody translated."""

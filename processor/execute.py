@@ -14,17 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from processor.clock import Clock, SystemClock
-from processor.errors import ErrorKind, StoreError
-from processor.handler import Handler, LocalFile, Progress, Stop, Stores, TaskContext, TaskOutput, Work
+from processor.errors import AccessDenied, ErrorKind, StoreError, StoreUnavailable, TaskFailed
+from processor.handler import Handler, LocalFile, Progress, Stop, Stores, TaskContext, Work
 from processor.layout import execution_prefix, result_key
 from processor.models import Scalar
-from processor.records import ErrorReport, OutputFile, TaskResult, dump
+from processor.records import OutputFile, TaskResult, dump
 from processor.report import error_report
 from processor.scratch import scratch_folder
 from processor.shaping import shaped
@@ -32,10 +34,15 @@ from processor.store import Store
 
 log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
+
 _SYSTEM_CLOCK = SystemClock()
 _BACKSTOP_S = 600.0
 """Tasks that share an engine wait for their turn and for its start: a handler counts a task's own
 time, and only one that does not gets stopped from here."""
+_STORE_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+"""How long a finished task waits for a store that is away. Each pause is shorter than the grace that
+a stop gives."""
 _FEW = 16
 _SMALL_BYTES = 8 * 1024 * 1024
 """Files up to this size are read once, for hash and upload alike; larger ones are streamed."""
@@ -95,7 +102,8 @@ def execute(
     """Run one task to a result. Never raises: a failure is a result, too.
 
     Files go up first, `result.json` last, all under a tag of this execution's own, so
-    that a duplicate of it (a preempted input that runs twice) shares no key with it.
+    that a duplicate of it (a preempted input that runs twice) shares no key with it. A store
+    that is away is waited for, half a minute a write, while what was made is still there.
 
     Args:
         sharing: tasks that run at once on this handler's engine, where that may be more than its
@@ -106,9 +114,23 @@ def execute(
     """
     execution = tag()
     started_at, began = clock.now(), clock.monotonic()
-    output = TaskOutput(files=[], seconds=0.0)
-    files: list[OutputFile] = []
-    error: ErrorReport | None = None
+
+    def ended(seconds: float, price_usd_per_s: float, **how: Any) -> TaskResult:
+        return TaskResult(
+            index=work.task.index,
+            hash=work.task.hash,
+            params=work.task.params,
+            seed=work.task.seed,
+            attempt=work.attempt,
+            execution=execution,
+            tries=work.tries,
+            started_at=started_at,
+            seconds=round(seconds, 3),
+            gpu=gpu or work.gpu,  # what it ran on may be bigger than what was asked for
+            cost_usd=round(seconds * price_usd_per_s, 6),
+            **how,
+        )
+
     try:
         with workdir(work_dir) as directory:
             with watchdog.limit(stop, backstop_s(work.timeout_s, max(sharing, handler.concurrency))):
@@ -118,34 +140,39 @@ def execute(
                 output = handler.run(work, context)
             prefix = execution_prefix(work.job_id, work.attempt, work.task.index, execution)
             made = shaped(output.files, work.task, work.output, directory)
-            files = [upload(stores.main, prefix, file) for file in made]
-    except Exception as failure:
+            insist = partial(_insist, stop, clock)
+            files = [insist(partial(upload, stores.main, prefix, file)) for file in made]
+            result = ended(output.seconds, usd_per_s, status="done", files=files, data=output.data)
+            insist(partial(record, stores.main, work.job_id, result))
+    # A library's sys.exit must not end a worker's thread, whose dispatcher would wait for ever.
+    except (Exception, SystemExit) as failure:
         error = error_report(failure)
-        output = TaskOutput(files=[], seconds=0.0, log=getattr(failure, "log", ""))
         if error.kind is ErrorKind.INTERNAL:
             log.exception("task.defect", job_id=work.job_id, task=work.task.index)
-    if error is None:
-        seconds, price = output.seconds, usd_per_s
-    else:
-        seconds, price = clock.monotonic() - began, usd_per_s / abreast
-    result = TaskResult(
-        index=work.task.index,
-        hash=work.task.hash,
-        status="done" if error is None else "failed",
-        files=files,
-        params=work.task.params,
-        seed=work.task.seed,
-        error=error,
-        attempt=work.attempt,
-        execution=execution,
-        tries=work.tries,
-        started_at=started_at,
-        seconds=round(seconds, 3),
-        gpu=work.gpu or gpu,
-        cost_usd=round(seconds * price, 6),
-        data=output.data,
+        result = ended(clock.monotonic() - began, usd_per_s / abreast, status="failed", error=error)
+        _record_failure(stores.main, work.job_id, result)
+        return Execution(result, getattr(failure, "log", ""))
+    return Execution(result, output.log, output.engine)
+
+
+def failed(work: Work, error: BaseException) -> Execution:
+    """The execution of a task that never came to a worker, or never came back."""
+    return Execution(
+        TaskResult(
+            index=work.task.index,
+            hash=work.task.hash,
+            status="failed",
+            params=work.task.params,
+            seed=work.task.seed,
+            error=error_report(error),
+            attempt=work.attempt,
+            execution="",
+            tries=work.tries,
+            started_at=datetime.now(UTC),
+            seconds=0.0,
+            gpu=work.gpu,
+        )
     )
-    return Execution(_recorded(stores.main, work, result), output.log, output.engine)
 
 
 def upload(store: Store, prefix: str, file: LocalFile) -> OutputFile:
@@ -241,15 +268,34 @@ class Watchdog:
                 self._changed.wait(1.0)
 
 
-def _recorded(store: Store, work: Work, result: TaskResult) -> TaskResult:
-    """Write `result.json` where a later attempt may adopt it."""
-    if result.error is not None and result.error.kind in _NOT_WORTH_KEEPING:
-        return result
+def _insist(stop: Stop, clock: Clock, write: Callable[[], _T]) -> _T:
+    """Write what a task made, with more patience than an adapter has: it may have taken a GPU hours.
+
+    Raises:
+        TaskFailed: NO_STORE; the store stayed away, or it refuses.
+    """
+    pauses_s = iter(_STORE_PAUSES_S)
+    while True:
+        try:
+            return write()
+        except (StoreUnavailable, AccessDenied) as error:
+            pause_s = next(pauses_s, None)
+            # What is refused (a cap, a key) stays so for longer than a GPU should wait.
+            if pause_s is None or stop.is_set() or isinstance(error, AccessDenied):
+                what, where, mend = error.what, error.where, error.mend
+                raise TaskFailed(ErrorKind.NO_STORE, what, where=where, mend=mend) from error
+            clock.sleep(pause_s)
+
+
+def _record_failure(store: Store, job_id: str, result: TaskResult) -> None:
+    """Write a failure that is final where a later attempt may adopt it; if it can't be, that one runs
+    into it anew."""
+    if result.error is None or result.error.kind in _NOT_WORTH_KEEPING:
+        return
     try:
-        record(store, work.job_id, result)
-    except StoreError as failure:
-        return result.model_copy(update={"status": "failed", "files": [], "error": error_report(failure)})
-    return result
+        record(store, job_id, result)
+    except StoreError as error:
+        log.warning("failure.not_recorded", job_id=job_id, task=result.index, why=str(error))
 
 
 _NOT_WORTH_KEEPING = frozenset(
@@ -259,6 +305,7 @@ _NOT_WORTH_KEEPING = frozenset(
         ErrorKind.TIMED_OUT,
         ErrorKind.UNAVAILABLE,
         ErrorKind.NO_ENGINE,
+        ErrorKind.NO_STORE,
         ErrorKind.PREEMPTED,
         ErrorKind.INTERNAL,
         ErrorKind.CANCELLED,

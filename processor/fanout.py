@@ -25,7 +25,7 @@ from processor.machine import Machine
 from processor.models import JobBase, RenderJob, Scalar
 from processor.records import ErrorReport, Plan, Task, TaskResult
 from processor.report import error_line
-from processor.retry import decide
+from processor.retry import PERMANENT, decide
 from processor.task_inputs import TaskInputs
 
 _MAX_LOG_BYTES = 1024 * 1024
@@ -65,8 +65,8 @@ class FanOut:
         self._again: list[tuple[float, int, tuple[Task, int, Remedy]]] = []
         self._order = itertools.count()
         self._outstanding = 0
-        self._spent_usd = 0.0
-        """Of the whole job, by adopted results too."""
+        self.spent_usd = 0.0
+        """Of the whole job, by earlier attempts too."""
         self._attempt_usd = 0.0
         self._task_cost: dict[int, float] = {}
         self._cancelled = False
@@ -74,18 +74,20 @@ class FanOut:
         self.log = ""
         """The engine's log so far, bounded."""
 
-    def run(self, done: dict[int, TaskResult]) -> FanOutResult:
+    def run(self, done: dict[int, TaskResult], *, spent_usd: float = 0.0) -> FanOutResult:
         """Run every task that has no result yet.
 
         Args:
             done: results that need no execution, by task index.
+            spent_usd: what earlier attempts have cost, these results included.
         Raises:
             Interrupted: the machine is stopping, or has no engine just now; what finished is recorded
                 for adoption.
             LeaseLost, ForeignAuthority: nothing more was started after it was noticed.
         """
         out = FanOutResult(dict(done))
-        self._spent_usd = sum(result.cost_usd for result in done.values())
+        # What an attempt has spent is written later than its results.
+        self.spent_usd = max(spent_usd, sum(result.cost_usd for result in done.values()))
         todo = [task for task in self._plan.tasks if task.index not in done]
         # Equal groups together, in order of their first task: warm engines keep their models.
         rank = {group: place for place, group in enumerate(dict.fromkeys(task.group for task in todo))}
@@ -111,7 +113,7 @@ class FanOut:
             execution = run.next(self._wait_s())
             if execution is not None:
                 self._outstanding -= 1
-                self._check_engine(run, execution.result)
+                self._check_machine(run, execution.result)
                 self._take(execution, out)
 
     def _submit(self, run: Run, out: FanOutResult) -> None:
@@ -146,19 +148,18 @@ class FanOut:
             max_tries=policy.max_task_tries,
             first_delay_s=policy.retry_delay_s,
         )
-        stopping = self._cancelled or self._machine.stop.is_set()
-        retry = bool(again) and not stopping
+        retry = bool(again) and not self._cancelled
         self._machine.observe(TaskFinished(self._plan.job_id, result, will_retry=retry))
         if again and retry:
             due = self._machine.clock.monotonic() + again.delay_s
             task = self._tasks[result.index]
             heapq.heappush(self._again, (due, next(self._order), (task, result.tries + 1, again.remedy)))
-        elif not (stopping and result.error and result.error.kind is ErrorKind.CANCELLED):
+        elif not (self._cancelled and result.error and _says_nothing(result.error)):
             out.results[result.index] = result
 
     def _charge(self, result: TaskResult) -> float:
         """Count what an execution cost, whatever came of it; returns what its task has cost so far."""
-        self._spent_usd += result.cost_usd
+        self.spent_usd += result.cost_usd
         self._attempt_usd += result.cost_usd
         self._machine.budget.add(self._spender, result.cost_usd)
         spent = self._task_cost.get(result.index, 0.0) + result.cost_usd
@@ -220,10 +221,19 @@ class FanOut:
         if self._machine.stop.is_set():
             self._give_back(run, "this runner was stopped")
 
-    def _check_engine(self, run: Run, result: TaskResult) -> None:
-        if result.error and result.error.kind is ErrorKind.NO_ENGINE and not self._cancelled:
-            self._charge(result)
-            self._give_back(run, str(error_line(result.error)))
+    def _check_machine(self, run: Run, result: TaskResult) -> None:
+        """Give the job back for a failure that is this machine's, not the task's."""
+        if result.error is None or self._cancelled:
+            return
+        if result.error.kind in (ErrorKind.NO_ENGINE, ErrorKind.NO_STORE):
+            why = error_line(result.error)
+        elif self._machine.stop.is_set() and _says_nothing(result.error):
+            # A service's processes are told to end all at once: its engine has died of that.
+            why = "this runner was stopped"
+        else:
+            return
+        self._charge(result)
+        self._give_back(run, why)
 
     def _give_back(self, run: Run, why: str) -> NoReturn:
         run.cancel(ErrorKind.PREEMPTED)
@@ -242,17 +252,18 @@ class FanOut:
 
     def _out_of_money(self) -> ErrorReport | None:
         """Why nothing more may be begun. Cost: 1 request a minute, where tasks cost anything."""
-        if self._spent_usd >= self._cap_usd and self._spent_usd > 0:
+        priced = self._machine.policy.priced or self.spent_usd > 0
+        if priced and self.spent_usd >= self._cap_usd:
             own = self._job.max_cost_usd is not None
             mend = "`dropbatch retry JOB --max-cost USD` runs the rest; finished tasks are kept"
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
-                what=f"not run: the job had cost ${self._spent_usd:.2f} of ${self._cap_usd:.2f}",
+                what=f"not run: the job had cost ${self.spent_usd:.2f} of ${self._cap_usd:.2f}",
                 where="max_cost_usd" if own else "max_job_cost_usd",
                 mend=mend if own else f"{mend}. For all jobs raise max_job_cost_usd in the settings",
             )
         budget = self._machine.budget
-        if (self._machine.policy.priced or self._spent_usd > 0) and budget.used_up:
+        if priced and budget.used_up:
             return ErrorReport(
                 kind=ErrorKind.OVER_BUDGET,
                 what=f"not run: the day had cost ${budget.spent_usd():.2f} of ${budget.cap_usd:.2f}",
@@ -266,7 +277,7 @@ class FanOut:
         # Asked before every task, so nothing is summed up here.
         known = len(self._task_cost)
         expected_usd = self._outstanding * self._attempt_usd / known if known else 0.0
-        return self._outstanding > 0 and 0 < self._cap_usd <= self._spent_usd + expected_usd
+        return self._outstanding > 0 and 0 < self._cap_usd <= self.spent_usd + expected_usd
 
     @property
     def _cap_usd(self) -> float:
@@ -297,3 +308,8 @@ class FanOut:
     def _append_log(self, text: str) -> None:
         if text and len(self.log) < _MAX_LOG_BYTES:
             self.log = (self.log + text.rstrip("\n") + "\n")[:_MAX_LOG_BYTES]
+
+
+def _says_nothing(error: ErrorReport) -> bool:
+    """Whether what was being stopped may have failed of that: nothing is known of the task."""
+    return error.kind is ErrorKind.CANCELLED or error.kind not in PERMANENT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -28,6 +29,8 @@ class History:
 
     attempts: list[Attempt] = field(default_factory=list)
     """Those that count: begun, and not given back on purpose. Oldest first."""
+    since: datetime | None = None
+    """When the first attempt began, of all that ever did."""
     result_keys: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -52,7 +55,10 @@ def read_history(store: Store, job_id: str, *, limit_bytes: int) -> History:
             history.sizes[item.key] = item.size_bytes
             if match := _ATTEMPT.match(name):
                 record = _read(store, attempt_key(job_id, match[1]), Attempt, limit_bytes)
-                if record is not None and record.released_at is None:
+                if record is None:
+                    continue
+                history.since = min(record.begun_at, history.since or record.begun_at)
+                if record.released_at is None:
                     history.attempts.append(record)
             elif _RESULT.match(name):
                 history.result_keys.append(item.key)

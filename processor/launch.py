@@ -12,11 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+import structlog
+
 from processor.errors import ErrorKind
 from processor.events import Observer, TaskProgress, TaskStarted
-from processor.execute import Execution, Watchdog, execute
+from processor.execute import Execution, Watchdog, execute, failed
 from processor.handler import Handler, Progress, Stop, Stores, Work
 from processor.scratch import TaskFolders, remove_abandoned
+
+log = structlog.get_logger(__name__)
 
 
 class Run(Protocol):
@@ -172,10 +176,14 @@ class _LocalRun:
 
     def _work(self, key: tuple[int, int], work: Work, stop: Stop) -> None:
         try:
-            self._finished.put(self._launcher.run_one(self._handler, work, stop))
+            execution = self._launcher.run_one(self._handler, work, stop)
+        except BaseException as error:  # the pool would keep it, and the job wait for ever
+            log.exception("task.defect", job_id=work.job_id, task=work.task.index)
+            execution = failed(work, error)
         finally:
             with self._lock:
                 del self._stops[key]
+        self._finished.put(execution)
 
     def next(self, timeout_s: float) -> Execution | None:
         try:

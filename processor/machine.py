@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,12 @@ class Machine:
     def budget(self) -> DayBudget:
         """What the day has cost, as far as this process knows."""
         return DayBudget(self.stores.main, self.policy, self.clock)
+
+    def with_stop(self, stop: Stop) -> Machine:
+        """The same machine with a stop of its own; what the day has cost it goes on knowing."""
+        other = replace(self, stop=stop)
+        vars(other)["budget"] = self.budget
+        return other
 
     def set_clock(self) -> None:
         """Set the clock by the store's, where no tick has: this host's own may be wrong.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from processor import errors
 from processor.errors import DropbatchError, ErrorKind, JobInvalid, TaskFailed
 from processor.redact import redact
+from processor.spelling import readable
 
 if TYPE_CHECKING:
     from processor.records import ErrorReport, Manifest
@@ -91,4 +92,4 @@ def error_json(manifest: Manifest) -> bytes:
 
 
 def _clean(text: str) -> str:
-    return redact(text[: MAX_TEXT * 2])[:MAX_TEXT]
+    return redact(readable(text[: MAX_TEXT * 2]))[:MAX_TEXT]

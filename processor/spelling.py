@@ -1,4 +1,4 @@
-"""Quantities as people say them, the same on pages and terminals."""
+"""Texts and quantities as people read them, the same on pages and terminals."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ def money(usd: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 task`, `12,000 tasks`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def readable(text: str) -> str:
+    """`text` with a question mark for each lone surrogate (part of a name that is no UTF-8), which no
+    record and no terminal can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -136,7 +136,7 @@ class Client:
         Raises:
             TaskFailed: INVALID, MISSING_MODEL, MISSING_NODE, BAD_INPUT (validation),
                 NODE_FAILED, OUT_OF_MEMORY, CRASHED (the engine died with it), UNAVAILABLE,
-                or the reason of the stop.
+                or the reason of the stop; NO_ENGINE if its time ran out in an attached engine's queue.
             Unyielding: stopped, but still executing after `grace_s`.
         Cost: 2 HTTP requests.
         """
@@ -260,6 +260,9 @@ class Client:
         """End the prompt at the engine, then raise why."""
         words = {ErrorKind.TIMED_OUT: "took longer than allowed", ErrorKind.CANCELLED: "was cancelled"}
         what = f"the prompt {words.get(reason, 'was stopped')}"
+        if reason is ErrorKind.TIMED_OUT and self._alive is None and run.began is None:
+            # Whoever else uses an attached engine had it all the time: the task has failed at nothing.
+            reason, what = ErrorKind.NO_ENGINE, "the engine was busy with others' prompts all the time"
         if run.shown is not None:
             what += f', in "{run.shown.stage}" at {run.shown.value:g} of {run.shown.total:g}'
         if not self._end(run):

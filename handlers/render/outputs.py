@@ -26,6 +26,7 @@ from processor.errors import ErrorKind, TaskFailed
 from processor.handler import LocalFile
 from processor.layout import cut
 from processor.redact import redact
+from processor.spelling import readable
 
 PREFIX_INPUT = "filename_prefix"
 
@@ -331,7 +332,7 @@ def _suffix(name: str) -> str:
 
 
 def _plain(item: str | float) -> str | float:
-    return redact(item[:_MAX_TEXT]) if isinstance(item, str) else item
+    return redact(readable(item[:_MAX_TEXT])) if isinstance(item, str) else item
 
 
 def _nothing(graph: Graph) -> TaskFailed:

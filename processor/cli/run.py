@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from processor.config import Settings
     from processor.machine import Machine
     from processor.run import RunReport, Wake
+
+_SHOW_CURSOR: Final = b"\x1b[?25h\n"
+"""The live display hides it."""
 
 
 def command(
@@ -86,22 +90,19 @@ def run_bucket(
     log.configure(fmt=settings.log_format, level="warning" if display else settings.log_level)
     machine = build(settings, display or ignore)
     wake = Wake()
-    try:
-        with (
-            _stopping(machine, wake) as signalled,
-            waking(machine.stores.main, wake),
-            display.shown() if display else nullcontext(),
-        ):
-            report = run(
-                machine,
-                concurrency=settings.concurrency,
-                once=once,
-                night_open=True if night else None,
-                period_s=settings.tick_s,
-                wake=wake,
-            )
-    finally:
-        machine.close()
+    with _stopping(machine, wake) as signalled:
+        try:
+            with waking(machine.stores.main, wake), display.shown() if display else nullcontext():
+                report = run(
+                    machine,
+                    concurrency=settings.concurrency,
+                    once=once,
+                    night_open=True if night else None,
+                    period_s=settings.tick_s,
+                    wake=wake,
+                )
+        finally:
+            machine.close()  # may wait for tasks, and is ended by a second signal, too
     return report, signalled[0] if signalled else None
 
 
@@ -118,7 +119,7 @@ def _stopping(machine: Machine, wake: Wake) -> Iterator[list[signal.Signals]]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if received:
-            sys.exit(128 + number)
+            _end_at_once(128 + number)
         received.append(signal.Signals(number))
         # Not here: this interrupts whatever the main thread does, maybe holding those locks.
         threading.Thread(target=wind_down, name="wind-down").start()
@@ -129,6 +130,17 @@ def _stopping(machine: Machine, wake: Wake) -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Without what `sys.exit` would still wait for: threads whose tasks don't heed a stop. What was
+    claimed is found again when its lease runs out; engines end with this process."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # interrupted, maybe, in the middle of writing to it
+            stream.flush()
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), _SHOW_CURSOR)
+    os._exit(code)
 
 
 def _exit(report: RunReport, signalled: signal.Signals | None) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import modal
 import pytest
 
-from infra.launcher import ModalLauncher, failed
+from infra.launcher import ModalLauncher
 from infra.transport import Order, execution_to_json
 from processor.errors import ErrorKind, TaskFailed
-from processor.execute import Execution
+from processor.execute import Execution, failed
 from processor.handler import Remedy, Work
 from processor.launch import Run
 from processor.records import Task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from processor.dispatch import process
-from processor.errors import ErrorKind
+from processor.errors import ErrorKind, TaskFailed
 from processor.handler import Stop, Stores, TaskContext, TaskOutput, Work
 from processor.launch import LocalConfig, LocalLauncher
 from processor.machine import Machine
@@ -74,6 +75,38 @@ def test_every_manifest_says_what_it_cost(bench: Bench) -> None:
     assert manifest["cost_usd"] == pytest.approx(3.0)
     assert manifest["tasks"][0]["gpu"] == "L40S"
     assert bench.keys("state/spend/2026-05-04/")[0].endswith("/3000000")
+
+
+def test_a_manifest_names_the_gpu_that_ran(bench: Bench) -> None:
+    """Out of memory, a job goes on on a bigger one than it asked for: that is what has its price."""
+    bench.drop(job(1, gpu="T4"))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert manifest["tasks"][0]["gpu"] == "L40S"
+
+
+def test_a_job_that_may_cost_nothing_begins_nothing_that_costs(bench: Bench) -> None:
+    """It began what fits the machine before any price was known."""
+    bench.drop(job(50, max_cost_usd=0))
+    finish(bench)
+    (manifest,) = bench.manifests()
+    assert {task["error"]["kind"] for task in manifest["tasks"]} == {"over_budget"}
+    assert "cost_usd" not in manifest
+    bench.with_policy(priced=False)
+    bench.drop(job(2, max_cost_usd=0), "inbox/jobs/free.json")
+    machine = bench.machine()
+    run(machine, once=True)
+    machine.close()
+    assert sorted(each["outcome"] for each in bench.manifests()) == ["done", "failed"]
+
+
+def test_calls_of_one_dispatcher_share_what_they_know_of_the_day(bench: Bench) -> None:
+    """Each looked the day up for itself, and none saw what another had not written yet."""
+    machine = dear(bench)
+    first, second = machine.with_stop(Stop()), machine.with_stop(Stop())
+    first.budget.add(("a-0123456789abcdef", "1-a"), 3.0)
+    assert second.budget.spent_usd() == pytest.approx(3.0)
+    assert first.stop is not second.stop
 
 
 def test_a_job_stops_fanning_out_at_its_limit_and_says_so(bench: Bench) -> None:
@@ -177,6 +210,42 @@ def test_what_a_stopped_runner_had_spent_counts(tmp_path: Path) -> None:
     assert process(machine, claim) is None
     machine.close()
     assert dear(bench).budget.spent_usd() >= 2.0  # the next one may have begun
+
+
+def test_a_jobs_cap_counts_what_stopped_attempts_have_spent(tmp_path: Path) -> None:
+    """Of an attempt that was given back, what brought no result was forgotten: stopped often enough, a
+    job could cost any sum. It runs past midnight, too."""
+    ran = 0
+
+    def script(_work: Work, context: TaskContext) -> TaskOutput:
+        nonlocal ran
+        ran += 1
+        if ran % 3 == 0:
+            machine.stop.set(ErrorKind.PREEMPTED)
+            context.stop.wait(10)
+            bench.clock.advance(13 * 3600)
+            context.stop.check()
+        raise TaskFailed(ErrorKind.CRASHED, "the engine dies")
+
+    class Dear(ScriptedHandler):
+        def run(self, work: Work, context: TaskContext) -> TaskOutput:
+            time.sleep(0.02)
+            return super().run(work, context)
+
+    bench = Bench(tmp_path, Dear(script, concurrency=1), clock=ManualClock(NOON))
+    bench.with_policy(priced=True, max_task_tries=100, max_day_cost_usd=1000.0, stop_poll_s=0.05)
+    bench.drop(job(1, max_cost_usd=0.15))
+    for _ in range(9):
+        machine = dear(bench)
+        run(machine, once=True)
+        machine.close()
+        if bench.manifests():
+            break
+    (manifest,) = bench.manifests()
+    assert manifest["tasks"][0]["error"]["kind"] == "over_budget"
+    assert ran <= 8, "each costs two cents at least"
+    assert manifest["cost_usd"] >= 0.15
+    assert manifest["cost_usd"] == pytest.approx(dear(bench).budget.of_job(manifest["job_id"], since=NOON))
 
 
 def test_an_idle_bucket_and_jobs_that_cost_nothing_ask_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from processor.errors import (
     StoreUnavailable,
     TaskFailed,
 )
-from processor.records import Outcome
+from processor.records import Outcome, dump
 from processor.report import MAX_DETAILS, MAX_TEXT, error_json, error_line, error_report
 from tests.unit.test_gallery import manifest, result
 
@@ -48,6 +48,13 @@ def test_a_report_is_bounded_and_redacted() -> None:
     assert len(report.what) <= MAX_TEXT
     assert len(report.details) == MAX_DETAILS
     assert all(len(detail) <= MAX_TEXT for detail in report.details)
+
+
+def test_a_report_can_be_written_whatever_it_says() -> None:
+    """ComfyUI names a file that is no UTF-8 with half a character, which no JSON takes."""
+    report = error_report(TaskFailed(ErrorKind.NODE_FAILED, "No such file: gr\udcfcn.safetensors"))
+    assert report.what == "No such file: gr?n.safetensors"
+    assert b"gr?n" in dump(report)
 
 
 def test_a_line_is_one_line() -> None:

@@ -67,6 +67,46 @@ def test_a_signal_ends_it_cleanly(
     assert b"Traceback" not in err
 
 
+STUBBORN = """
+import time
+from pathlib import Path
+from processor.testing.handler import ScriptedHandler
+
+class Stubborn:
+    @classmethod
+    def configured(cls, settings, stores):
+        def script(work, context):
+            Path("begun").touch()
+            time.sleep(600)
+        return ScriptedHandler(script)
+"""
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_second_signal_ends_it_at_once(
+    dropbatch: Dropbatch, job_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It went on waiting for the threads of tasks that did not heed the first."""
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    dropbatch("drop", job_file())
+    command = [sys.executable, "-c", "from processor.cli import main; main()", "run", "--plain"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "DROPBATCH_HANDLERS": '{"render": "stubborn:Stubborn"}',
+    }
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        try:
+            eventually((tmp_path / "begun").exists)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert process.poll() is None, "the first lets tasks end"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(5) == 130
+        finally:
+            process.kill()
+
+
 def test_the_display_leaves_a_line_for_each_job() -> None:
     """Done, failed with its reason, given back; and survives events of jobs it never saw."""
     stream = io.StringIO()

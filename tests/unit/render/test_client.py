@@ -267,6 +267,17 @@ class TestTroubles:
         engine.scripts = [Script(messages=[START], hold=True)]
         assert fails(client, timeout_s=0.05).kind is ErrorKind.TIMED_OUT
 
+    def test_waiting_behind_others_is_no_failure(self, engine: ScriptedEngine, client: Client) -> None:
+        """An hour of the user's own prompts on an attached engine failed the job, and said that ours took
+        too long, which had not begun."""
+        engine.scripts = [Script(hold=True)]
+        stop = Stop()
+        threading.Timer(0.3, stop.set, [ErrorKind.TIMED_OUT]).start()
+        error = fails(client, stop=stop)
+        assert error.kind is ErrorKind.NO_ENGINE
+        assert "others' prompts" in error.what
+        assert engine.deleted == [engine.prompts[0]["prompt_id"]]
+
     def test_engine_that_does_not_yield(self) -> None:
         """An interrupt that has no effect within the grace is told apart."""
         with serve_scripted() as stubborn:

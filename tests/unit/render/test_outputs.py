@@ -112,6 +112,12 @@ def test_nodes_that_a_node_expands_into_are_its_own(tmp_path: Path) -> None:
     assert reported_data({"3.0.0.5": {"text": ["hello"]}}, image_graph()) == {"SaveImage": "hello"}
 
 
+def test_data_can_be_written() -> None:
+    """A file name that is no UTF-8 is shown with half a character, which no record takes."""
+    outputs = {"1": {"text": ["caf\udce9.png"]}}
+    assert list(reported_data(outputs, {"1": {"class_type": "Show", "inputs": {}}}).values()) == ["caf?.png"]
+
+
 def test_data_is_redacted() -> None:
     outputs = {"1": {"text": ["token hf_abcdefghijklmnopqrstuvwxyz"]}}
     assert "hf_" not in str(reported_data(outputs, {"1": {"class_type": "Show", "inputs": {}}}))

@@ -84,7 +84,9 @@ class _Look:
         )
         if seen is None or sighting != seen:
             self._write_state(sighting)
-            look: Look = "soon" if self._folder.ready or self._folder.listed else "waiting"
+            # A folder with a list differs at every look while it goes up.
+            soon = self._folder.ready or (self._folder.listed and not datasets.is_restless(sighting))
+            look: Look = "soon" if soon else "waiting"
         else:
             look = self._complete(sighting)
         if look in ("soon", "waiting"):

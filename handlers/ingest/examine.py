@@ -20,7 +20,7 @@ from handlers.ingest.pictures import (
 )
 from handlers.ingest.records import DatasetFile, archived_name
 from handlers.ingest.report import Finding, Report
-from processor.datasets import OPTIONS, check_dataset_name
+from processor.datasets import CONTROL, OPTIONS, check_dataset_name
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
 
@@ -70,7 +70,7 @@ def check_folder(folder: Path, *, dataset: str | None = None) -> Report:
     files: list[DatasetFile] = []
     for path in _files_of(folder):
         relative = path.relative_to(folder).as_posix()
-        if relative == OPTIONS or is_marker(path.name):
+        if relative in CONTROL or is_marker(path.name):
             continue
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

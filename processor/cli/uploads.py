@@ -14,7 +14,7 @@ from typing import Final
 from processor import rclone
 from processor.cli.job_files import JobFile
 from processor.config import Settings, credentials
-from processor.datasets import check_dataset_name
+from processor.datasets import LISTED, check_dataset_name, write_listed
 from processor.errors import AccessDenied, InvalidKey, NotFound, StoreUnavailable
 from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, RECURRING, job_id, slug
 from processor.parallel import each
@@ -81,19 +81,24 @@ def drop_dataset(
     moved: Moved,
     copier: Copier | None = None,
 ) -> Dropped:
-    """Upload a dataset folder in parallel, its `_READY` last.
+    """Upload a dataset folder in parallel: what it will hold first, its `_READY` last.
 
     Args:
         copier: brings many files into the same store faster than we can, if there is one.
     Raises:
         JobInvalid: no dataset can be called that; nothing is uploaded then.
         InvalidKey: a file's name can't be a key; nothing is uploaded then.
-    Cost: 1 request per file, and 2.
+    Cost: 1 request per file, and 3.
     """
     prefix = f"{DATASETS_INBOX}{check_dataset_name(name)}/"
     keys = {check_key(prefix + path.relative_to(folder).as_posix()): path for path in files}
-    withdraw_ready(store, prefix)
     files_sent = len(keys)
+    if (own := keys.pop(prefix + LISTED, None)) is not None:
+        announce(store, prefix, own)
+        moved(own.stat().st_size)
+    else:
+        sizes = {key.removeprefix(prefix): path.stat().st_size for key, path in keys.items()}
+        announce(store, prefix, write_listed(sizes))
     if copier is not None and len(keys) >= _MANY:
         names = [key.removeprefix(prefix) for key in keys if _RCLONES_QUOTE not in key]
         copier(folder, names, prefix, moved)
@@ -104,14 +109,21 @@ def drop_dataset(
     return Dropped(prefix, files=files_sent)
 
 
-def withdraw_ready(store: Store, prefix: str) -> None:
-    """Remove the `_READY` of an earlier drop that still waits in this folder.
+def announce(store: Store, prefix: str, listed: bytes | Path) -> None:
+    """Make sure that a part of what goes up now is never taken as the whole, however it ends.
 
-    Beside it a part of what goes up now would look whole. It is put back at the end; a key that may
-    not remove it has to do without.
+    The `_READY` of an earlier drop that still waits in this folder is removed; a key that may not
+    remove it has to do without. The list of what will be there takes the place of an earlier one.
 
-    Cost: 1 request, 2 more for each version of it.
+    Args:
+        listed: the `_manifest.json`.
+    Cost: 2 requests, 2 more for each version of the `_READY`.
     """
+    _withdraw_ready(store, prefix)
+    store.put(prefix + LISTED, listed, media_type="application/json")
+
+
+def _withdraw_ready(store: Store, prefix: str) -> None:
     with suppress(NotFound, AccessDenied):  # some keys get 403 for what is missing
         while True:
             store.delete(prefix + READY, version=store.stat(prefix + READY).version)

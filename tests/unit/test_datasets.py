@@ -16,11 +16,15 @@ import pytest
 from PIL import Image
 
 from handlers.ingest import IngestHandler
+from handlers.ingest.command import import_folder
 from handlers.ingest.pictures import Looked
+from processor.cli.job_files import dataset_files
+from processor.cli.uploads import drop_dataset
 from processor.datasets import parse_listed, take_inventory
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
 from processor.machine import Machine
+from processor.store import ObjectInfo
 from processor.store.directory import DirectoryStore
 from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
@@ -148,6 +152,86 @@ def test_a_manifest_waits_for_every_file_at_its_size(bench: Bench, machine: Mach
     upload(bench.main, NAME, {last: files[last]})
     look(machine)
     assert look(machine).folders == {NAME: "frozen"}
+
+
+class _LineLost(Exception):
+    pass
+
+
+class _Cut(MemoryStore):
+    """A connection that is gone after so many files."""
+
+    left = 10**6
+
+    def put(self, key: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._count(key)
+        return super().put(key, *args, **kwargs)
+
+    def copy(self, source: str, target: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._count(target)
+        return super().copy(source, target, *args, **kwargs)
+
+    def _count(self, key: str) -> None:
+        if key.startswith("inbox/datasets/"):
+            self.left -= 1
+            if self.left < 0:
+                raise _LineLost
+
+
+@pytest.mark.parametrize("versions", [True, False])
+@pytest.mark.parametrize("way", ["drop", "import"])
+def test_a_drop_that_was_cut_off_is_never_taken_for_the_whole(
+    tmp_path: Path, way: str, versions: bool
+) -> None:
+    """However quiet its folder is; dropped again it is complete, also where all sizes are as before."""
+    store = _Cut(versions=versions)
+    bench = Bench(tmp_path / "bench", IngestHandler(), store=store)
+    folder = tmp_path / NAME
+    folder.mkdir()
+
+    def again(files: dict[str, bytes], *, puts: int = 10**6) -> None:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+            store.put(f"elsewhere/{NAME}/{name}", data)
+        store.left = puts
+        with suppress(_LineLost):
+            if way == "drop":
+                drop_dataset(store, folder, dataset_files(folder), name=NAME, moved=lambda _: None)
+            else:
+                import_folder(store, f"elsewhere/{NAME}")
+        store.left = 10**6
+
+    files = captioned(6)
+    again(files, puts=5)
+    assert work(bench) == work(bench, seconds=5000) == []
+    again(files)
+    changed = {name: b"zoe umber" + data[-2:] for name, data in files.items() if name.endswith(".txt")}
+    again(changed, puts=5)
+    assert work(bench) == work(bench, seconds=5000) == []
+    again({})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    (record,) = (key for key in bench.keys("datasets/") if key.endswith("/dataset.json"))
+    captions = [file.get("caption") for file in bench.read(record)["files"]]
+    assert len(captions) == 12
+    assert {caption[:9] for caption in captions if caption} == {"zoe umber"}
+    (report,) = (key for key in bench.keys("comfy_outputs/") if key.endswith("/report.json"))
+    assert "_manifest.json" not in json.dumps(bench.read(report))
+    assert bench.keys("inbox/datasets/") == []
+
+
+def test_what_failed_can_be_put_right_and_taken_in_from_where_it_lies(bench: Bench) -> None:
+    """The list of its files went up with it, and would hold up a folder of other sizes."""
+    files = {**captioned(3), "000.png": b"no picture"}
+    for name, data in files.items():
+        bench.main.put(f"elsewhere/{NAME}/{name}", data)
+    import_folder(bench.main, f"elsewhere/{NAME}")
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "failed"
+    (bad,) = (key for key in bench.keys("failed/") if key.endswith("/000.png"))
+    bench.main.put(bad, captioned(1)["000.png"])
+    import_folder(bench.main, bad.rpartition("/")[0])
+    assert work(bench)[-1]["outcome"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_dataset_folder(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) ->
     assert dropbatch("drop", folder).code == 0
     inbox = bucket / "inbox/datasets/my cat"
     names = {path.relative_to(inbox).as_posix() for path in inbox.rglob("*") if path.is_file()}
-    assert names == {"more/1.png", "1.txt", "_READY"}
+    assert names == {"_manifest.json", "more/1.png", "1.txt", "_READY"}
 
 
 def test_a_dataset_folder_of_videos(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_rclone_gives_files_the_keys_that_they_are_named(
 def test_what_rclone_says_is_said_on_and_no_marker_is_left(
     tmp_path: Path, rclone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong key: the folder is no complete drop."""
+    """A wrong key: the folder is no complete drop, and says what it lacks."""
     whole = make_bucket(rclone, key_id=rclone_server.KEY_ID, secret=rclone_server.SECRET)
     monkeypatch.setenv("DROPBATCH_KEY_ID", rclone_server.KEY_ID)
     monkeypatch.setenv("DROPBATCH_KEY", "wrong")
@@ -73,7 +73,8 @@ def test_what_rclone_says_is_said_on_and_no_marker_is_left(
     with pytest.raises(StoreUnavailable, match="rclone ended with") as caught:
         drop_dataset(whole, tmp_path, photos(tmp_path), name="faces", moved=lambda _: None, copier=copier)
     assert "wrong" not in str(caught.value)
-    assert not [item for page in whole.list("inbox/") for item in page.objects]
+    left = [item.key for page in whole.list("inbox/") for item in page.objects]
+    assert left == ["inbox/datasets/faces/_manifest.json"]
     whole.close()
 
 
@@ -119,7 +120,7 @@ def test_a_folder_that_waits_is_not_complete_while_more_goes_up(
         else:
             import_folder(store, "elsewhere", name="faces")
         store.put(f"inbox/datasets/faces/{READY}", b"")
-    assert store.ready == [False] * 4
+    assert store.ready == [False] * 7
     assert store.stat(f"inbox/datasets/faces/{READY}").size_bytes == 0
 
 

@@ -18,7 +18,7 @@ from processor.datasets import LISTED, check_dataset_name, write_listed
 from processor.errors import AccessDenied, InvalidKey, NotFound, StoreUnavailable
 from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, RECURRING, job_id, slug
 from processor.parallel import each
-from processor.store import Store, check_key
+from processor.store import ObjectInfo, Store, check_key
 
 READY: Final = "_READY"
 _MAX_NAME_BYTES: Final = 200
@@ -39,7 +39,8 @@ Copier = Callable[[Path, list[str], str, Moved], None]
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What now lies in the inbox. A dataset gets its job id when it is ingested, a template none."""
+    """What now lies in the inbox. A dataset gets its job id when it is ingested, a template none; a key
+    that may only write is told none."""
 
     key: str
     job_id: str | None = None
@@ -64,7 +65,18 @@ def drop_job(store: Store, job: JobFile, *, nightly: bool, moved: Moved) -> Drop
     key = new_key(NIGHTLY if nightly else JOBS, _name(job.source))
     info = store.put(key, job.data, media_type="application/json")
     moved(len(job.data))
-    return Dropped(key, job_id(key, info.version or store.stat(key).version))
+    return Dropped(key, _id_of(store, info))
+
+
+def _id_of(store: Store, info: ObjectInfo) -> str | None:
+    """A drop's job id; None to a key that may write and no more, which can't ask for the version.
+
+    The job lies in the inbox all the same: who is told that it failed drops it twice.
+    """
+    try:
+        return job_id(info.key, info.version or store.stat(info.key).version)
+    except AccessDenied:
+        return None
 
 
 def new_key(folder: str, name: str) -> str:

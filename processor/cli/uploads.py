@@ -30,11 +30,14 @@ _RCLONE_FLAGS: Final = (
     *("--stats", "500ms", "--copy-links"),
     # The folder is a new drop: what lies there is not asked for, before or after.
     *("--no-traverse", "--no-check-dest", "--s3-no-head"),
+    # Nor is it known on a second try, which would send all again for the sake of one.
+    *("--retries", "1"),
 )
 
 Moved = Callable[[int], object]
-Copier = Callable[[Path, list[str], str, Moved], None]
-"""Copies a folder's files of these relative names below a prefix of the store."""
+Copier = Callable[[Path, list[str], str, Moved], list[str]]
+"""Copies a folder's files of these relative names below a prefix of the store. It returns the names of
+those that failed, whose bytes it has told, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,13 @@ def drop_dataset(
     else:
         sizes = {key.removeprefix(prefix): path.stat().st_size for key, path in keys.items()}
         announce(store, prefix, write_listed(sizes))
+    left: set[str] = set()
     if copier is not None and len(keys) >= _MANY:
         names = [key.removeprefix(prefix) for key in keys if _RCLONES_QUOTE not in key]
-        copier(folder, names, prefix, moved)
-        keys = {key: path for key, path in keys.items() if _RCLONES_QUOTE in key}
-    for (_, path), _ in each(lambda item: store.put(item[0], item[1]), keys.items()):
-        moved(path.stat().st_size)
+        left = {prefix + name for name in copier(folder, names, prefix, moved)}
+        keys = {key: path for key, path in keys.items() if _RCLONES_QUOTE in key or key in left}
+    for (key, path), _ in each(lambda item: store.put(item[0], item[1]), keys.items()):
+        moved(0 if key in left else path.stat().st_size)
     store.put(prefix + READY, b"")
     return Dropped(prefix, files=files_sent)
 
@@ -156,8 +160,9 @@ def rclone_copier(settings: Settings) -> Copier | None:
     )
     environ = rclone.environment(endpoint_url=endpoint_url, region=region, key=key)
 
-    def copy(folder: Path, names: list[str], prefix: str, moved: Moved) -> None:
+    def copy(folder: Path, names: list[str], prefix: str, moved: Moved) -> list[str]:
         done_bytes, total_bytes = 0, sum((folder / name).stat().st_size for name in names)
+        failed: set[str] = set()
 
         def tell(sent_bytes: int) -> None:
             nonlocal done_bytes
@@ -172,12 +177,14 @@ def rclone_copier(settings: Settings) -> Copier | None:
             listed.flush()
             command = [program, "copy", str(folder), target, *rclone.FLAGS, *_RCLONE_FLAGS]
             command += ["--files-from-raw", listed.name]
-            stats = rclone.run(command, environ, lambda stats: tell(stats["bytes"]))
-        if stats["transfers"] != len(names):
+            stats = rclone.run(command, environ, lambda stats: tell(stats["bytes"]), failed=failed)
+        left = [name for name in names if name in failed]
+        if (sent := stats["transfers"]) < len(names) - len(left):
             raise StoreUnavailable(
-                f"rclone sent {stats['transfers']} of {len(names)} files", where=prefix, mend="Drop it again."
+                f"rclone sent {sent} of {len(names)} files", where=prefix, mend="Drop it again."
             )
         tell(total_bytes)
+        return left
 
     return copy
 

@@ -287,15 +287,20 @@ def is_restless(seen: Sighting) -> bool:
     return seen.changes >= _RESTLESS
 
 
-def overdue(seen: Sighting, *, now: datetime, deadline_s: float) -> str | None:
-    """Why a folder that never gets complete is given up, naming what is missing."""
-    waited_s = (now - seen.first_seen).total_seconds()
+def overdue(seen: Sighting, *, now: datetime, deadline_s: float, listed: bool) -> str | None:
+    """Why a folder that never gets complete is given up, naming what is missing.
+
+    Args:
+        listed: it says what it will hold. As long as more of that comes it isn't given up: the rest
+            would look whole without the list.
+    """
+    waited_s = (now - (seen.since if listed else seen.first_seen)).total_seconds()
     if waited_s < deadline_s:
         return None
     hours = waited_s / 3600
     if seen.missing:
         return f"incomplete after {hours:.0f} h: {', '.join(seen.missing)}"
-    if not is_restless(seen):
+    if listed or not is_restless(seen):
         return None  # nobody looked meanwhile; it gets its quiet period
     return f"still changing after {hours:.0f} h; last changed {seen.since:%Y-%m-%d %H:%M} UTC"
 

@@ -91,7 +91,8 @@ class _Look:
             look = self._complete(sighting)
         if look in ("soon", "waiting"):
             limit_s = self._machine.policy.dataset_deadline_s
-            if (late := datasets.overdue(sighting, now=self._now, deadline_s=limit_s)) is not None:
+            late = datasets.overdue(sighting, now=self._now, deadline_s=limit_s, listed=self._folder.listed)
+            if late is not None:
                 return self._freeze(sighting, problem=late)
         return look
 

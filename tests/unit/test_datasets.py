@@ -20,7 +20,7 @@ from handlers.ingest.command import import_folder
 from handlers.ingest.pictures import Looked
 from processor.cli.job_files import dataset_files
 from processor.cli.uploads import drop_dataset
-from processor.datasets import parse_listed, take_inventory
+from processor.datasets import parse_listed, take_inventory, write_listed
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
 from processor.machine import Machine
@@ -274,6 +274,21 @@ def test_a_folder_that_never_gets_complete_ends_invalid_naming_what_is_missing(b
     assert "b.png (not there)" in manifest["error"]["what"]
     assert bench.keys("inbox/") == []
     assert any(key.endswith("/zoe/a.png") for key in bench.keys("failed/"))
+
+
+def test_an_upload_that_takes_days_is_waited_for(bench: Bench, machine: Machine) -> None:
+    """As long as more of its list comes: given up in part, the rest would be taken for the whole."""
+    files = captioned(20)
+    upload(bench.main, NAME, {"_manifest.json": write_listed({name: len(files[name]) for name in files})})
+    for name, data in files.items():
+        upload(bench.main, NAME, {name: data})
+        assert look(machine).folders[NAME] in ("soon", "waiting")
+        bench.clock.advance(3600)
+        assert look(machine).folders[NAME] in ("soon", "waiting")
+        bench.clock.advance(3600)
+    upload(bench.main, NAME, {"_READY": b""})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
 
 
 def test_an_upload_without_end_is_given_up(bench: Bench, machine: Machine) -> None:

@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     lease_backend: LeaseBackend = Field(
         default="auto",
         description="Who keeps the leases. `auto`: the folder itself for a folder-bucket, the store where it "
-        "proves put-if-absent, else Modal's Dict.",
+        "proves put-if-absent, else a folder of this machine, which then works the bucket alone; a "
+        "deployment keeps them in Modal's Dict, unless it says `store`.",
     )
     lease_s: float = Field(
         default=_POLICY.lease_s, gt=0, description="How long a job stays with a runner that went silent."

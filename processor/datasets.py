@@ -9,6 +9,7 @@ are there; `_READY` is there and one later listing agrees; or two listings at le
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -28,6 +29,8 @@ READY: Final = "_READY"
 LISTED: Final = "_manifest.json"
 """`{"files": {"a.png": 123456, …}}`: what the folder will hold once it is complete."""
 OPTIONS: Final = "dataset.yaml"
+CONTROL: Final = frozenset({LISTED, OPTIONS})
+"""What a folder says of itself, and no check looks at as a picture or caption."""
 VIDEOS: Final = frozenset({".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"})
 """What the trainer reads of them (toolkit/data_loader.py of ai-toolkit 0.12.26)."""
 
@@ -216,9 +219,18 @@ def parse_listed(data: bytes, *, where: str) -> dict[str, int]:
     return files
 
 
+def write_listed(files: Mapping[str, int]) -> bytes:
+    """The `_manifest.json` of a folder that goes up now: its files, and the `_READY` that goes last.
+
+    That one tells a folder dropped again, whose files stand at their sizes from the start, from one
+    that is whole. Only a key that may not take the earlier `_READY` away goes by the sizes alone.
+    """
+    return json.dumps({"files": {**files, READY: 0}}, ensure_ascii=False).encode()
+
+
 def missing_files(listed: Mapping[str, int], inventory: Inventory) -> list[str]:
     """What a manifest lists that is not there at its size: at most 20 names, with the reason."""
-    there = {file.name: file.size_bytes for file in inventory.files}
+    there = {file.name: file.size_bytes for file in [*inventory.files, *inventory.markers]}
     wanting = [
         f"{name[:_SHOWN]} (not there)"
         if name not in there
@@ -270,15 +282,25 @@ def quiet_s(seen: Sighting, now: datetime) -> float:
     return (now - seen.since).total_seconds()
 
 
-def overdue(seen: Sighting, *, now: datetime, deadline_s: float) -> str | None:
-    """Why a folder that never gets complete is given up, naming what is missing."""
-    waited_s = (now - seen.first_seen).total_seconds()
+def is_restless(seen: Sighting) -> bool:
+    """Whether it was seen to change so often that an upload must be under way, or without end."""
+    return seen.changes >= _RESTLESS
+
+
+def overdue(seen: Sighting, *, now: datetime, deadline_s: float, listed: bool) -> str | None:
+    """Why a folder that never gets complete is given up, naming what is missing.
+
+    Args:
+        listed: it says what it will hold. As long as more of that comes it isn't given up: the rest
+            would look whole without the list.
+    """
+    waited_s = (now - (seen.since if listed else seen.first_seen)).total_seconds()
     if waited_s < deadline_s:
         return None
     hours = waited_s / 3600
     if seen.missing:
         return f"incomplete after {hours:.0f} h: {', '.join(seen.missing)}"
-    if seen.changes < _RESTLESS:
+    if listed or not is_restless(seen):
         return None  # nobody looked meanwhile; it gets its quiet period
     return f"still changing after {hours:.0f} h; last changed {seen.since:%Y-%m-%d %H:%M} UTC"
 

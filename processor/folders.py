@@ -84,12 +84,15 @@ class _Look:
         )
         if seen is None or sighting != seen:
             self._write_state(sighting)
-            look: Look = "soon" if self._folder.ready or self._folder.listed else "waiting"
+            # A folder with a list differs at every look while it goes up.
+            soon = self._folder.ready or (self._folder.listed and not datasets.is_restless(sighting))
+            look: Look = "soon" if soon else "waiting"
         else:
             look = self._complete(sighting)
         if look in ("soon", "waiting"):
             limit_s = self._machine.policy.dataset_deadline_s
-            if (late := datasets.overdue(sighting, now=self._now, deadline_s=limit_s)) is not None:
+            late = datasets.overdue(sighting, now=self._now, deadline_s=limit_s, listed=self._folder.listed)
+            if late is not None:
                 return self._freeze(sighting, problem=late)
         return look
 

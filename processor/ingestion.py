@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
 
-from processor.datasets import FrozenFile, Inventory
+from processor.datasets import LISTED, FrozenFile, Inventory
 from processor.dropping import drop
 from processor.errors import NotFound, StoreError, VersionMismatch
 from processor.folders import read_inventory
@@ -109,7 +109,8 @@ def _keep_files(store: Store, inventory: Inventory, prefix: str) -> None:
             if copy.size_bytes != file.size_bytes:
                 raise StoreError(f"the copy has {copy.size_bytes} of {file.size_bytes} bytes", where=copy.key)
 
-    for _ in each(keep, inventory.files):
+    # A list of sizes is no data, and would hold up the folder once it is put right and dropped again.
+    for _ in each(keep, (file for file in inventory.files if file.name != LISTED)):
         pass
 
 

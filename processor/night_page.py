@@ -57,7 +57,8 @@ def _entry(job: NightJob) -> dict[str, Any]:
         "job_id": job.job_id,
         "name": job.name,
         "outcome": job.outcome.value,
-        "href": folder,
+        # By its file's name: neither a disk nor a bucket has pages for folders.
+        "href": folder + "index.html",
         "facts": facts,
         "failed": f"{job.failed:,} of {plural(job.tasks, 'task')} failed" if job.failed and job.tasks else "",
         "error": job.error,

@@ -26,6 +26,9 @@ FLAGS: Final = (
     *("--use-json-log", "--stats-log-level", "NOTICE"),
 )
 
+_PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
+_PASSED: Final = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR"})
+
 Stats = dict[str, Any]
 
 
@@ -43,12 +46,19 @@ def remote_path(bucket_url: str, prefix: str) -> str:
 
 
 def environment(*, endpoint_url: str | None, region: str, key: Credentials) -> dict[str, str]:
-    """Nothing of this process's environment but PATH and HOME, and what `store:` is.
+    """What `store:` is, and of this process's environment only PATH, HOME and the ways to the network.
 
     Args:
         endpoint_url, region: as `processor.store.opening.locate` says.
     """
+    network = {
+        name: value for name, value in os.environ.items() if name in _PASSED or name.lower() in _PROXIES
+    }
+    # As boto3 finds it, which sends what is not sent by rclone.
+    if authority := os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE"):
+        network["RCLONE_CA_CERT"] = authority
     return {
+        **network,
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(Path.home()),
         "RCLONE_CONFIG_STORE_TYPE": "s3",
@@ -64,11 +74,19 @@ def environment(*, endpoint_url: str | None, region: str, key: Credentials) -> d
     }
 
 
-def run(command: list[str], environ: Mapping[str, str], progress: Callable[[Stats], object]) -> Stats:
+def run(
+    command: list[str],
+    environ: Mapping[str, str],
+    progress: Callable[[Stats], object],
+    *,
+    failed: set[str] | None = None,
+) -> Stats:
     """Run rclone to its end.
 
     Args:
         progress: is told its statistics as often as the command's `--stats` says.
+        failed: is given the names of files that could not be copied. Where others could, that is no
+            error then.
     Returns:
         Its last statistics: bytes, totalBytes, transfers, checks, errors.
     Raises:
@@ -87,12 +105,14 @@ def run(command: list[str], environ: Mapping[str, str], progress: Callable[[Stat
                 progress(stats)
             elif line.get("level") in ("error", "critical", "fatal"):
                 said = str(line.get("msg", ""))[:300]
+                if failed is not None and isinstance(name := line.get("object"), str):
+                    failed.add(name)
     except BaseException:
         process.kill()
         raise
     finally:
         returncode = process.wait()
-    if returncode != 0:
+    if returncode != 0 and not (failed and stats.get("transfers")):
         raise StoreUnavailable(f"rclone ended with {returncode}: {said}", where=command[3])
     return stats
 

@@ -63,17 +63,24 @@ def command(
 
 
 def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict[str, Any]:
-    """Copy a folder of the bucket into the inbox, its `_READY` last.
+    """Copy a folder of the bucket into the inbox: what it will hold first, its `_READY` last.
 
     Raises:
         UsageError: it is no folder, or there is nothing in it.
         JobInvalid: no dataset can be called that.
-    Cost: 1 request per file, 1 per 1,000, and 2.
+    Cost: 1 request per file, 1 per 1,000, and 3.
     """
-    from processor.cli.uploads import withdraw_ready
-    from processor.datasets import READY, check_dataset_name, folder_key
+    from processor.cli.uploads import announce
+    from processor.datasets import (
+        LISTED,
+        MAX_LISTED_BYTES,
+        READY,
+        check_dataset_name,
+        folder_key,
+        write_listed,
+    )
     from processor.parallel import each
-    from processor.store import ObjectInfo
+    from processor.store import ObjectInfo, read_bytes
 
     prefix = folder.strip("/") + "/"
     if prefix == "/":
@@ -87,8 +94,10 @@ def import_folder(store: Store, folder: str, *, name: str | None = None) -> dict
     def copy(item: ObjectInfo) -> None:
         store.copy(item.key, target + item.key[len(prefix) :])
 
-    withdraw_ready(store, target)
-    for _ in each(copy, found):
+    sizes = {item.key[len(prefix) :]: item.size_bytes for item in found}
+    own = read_bytes(store, prefix + LISTED, limit_bytes=MAX_LISTED_BYTES) if LISTED in sizes else None
+    announce(store, target, own or write_listed(sizes))
+    for _ in each(copy, (item for item in found if item.key != prefix + LISTED)):
         pass
     store.put(target + READY, b"")
     return {"dataset": dataset, "key": target, "files": len(found)}

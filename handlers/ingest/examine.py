@@ -20,9 +20,10 @@ from handlers.ingest.pictures import (
 )
 from handlers.ingest.records import DatasetFile, archived_name
 from handlers.ingest.report import Finding, Report
-from processor.datasets import OPTIONS, check_dataset_name
+from processor.datasets import CONTROL, OPTIONS, check_dataset_name
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
+from processor.links import is_followed, links_left_out, why_left_out
 
 
 def examine(path: Path, name: str, sha256: str) -> DatasetFile | Finding:
@@ -70,11 +71,13 @@ def check_folder(folder: Path, *, dataset: str | None = None) -> Report:
     files: list[DatasetFile] = []
     for path in _files_of(folder):
         relative = path.relative_to(folder).as_posix()
-        if relative == OPTIONS or is_marker(path.name):
+        if relative in CONTROL or is_marker(path.name):
             continue
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         add(report, files, examine(path, relative, sha256))
+    if links := links_left_out(folder):
+        report.findings.append(Finding("warning", why_left_out(links), links[0]))
     conclude(report, files, options)
     return report
 
@@ -111,7 +114,12 @@ def _record(
 
 
 def _files_of(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    root = folder.resolve()
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (not path.is_symlink() or is_followed(path, root))
+    )
 
 
 def _first_bytes(path: Path) -> bytes:

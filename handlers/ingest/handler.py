@@ -17,7 +17,7 @@ from handlers.ingest.options import MAX_BYTES, DatasetOptions, read_dataset_opti
 from handlers.ingest.pictures import MAX_FILE_BYTES, kind_of
 from handlers.ingest.records import Dataset, DatasetFile, fingerprint
 from handlers.ingest.report import Finding, Report
-from processor.datasets import OPTIONS, FrozenFile, Inventory, folder_key
+from processor.datasets import CONTROL, OPTIONS, FrozenFile, Inventory, folder_key
 from processor.errors import ErrorKind, JobInvalid, NotFound, TaskFailed
 from processor.folders import MAX_INVENTORY_BYTES
 from processor.handler import LocalFile, PlanContext, Progress, Stores, TaskContext, TaskOutput, Work
@@ -162,7 +162,7 @@ class _Ingest:
 
     def _examine(self) -> list[DatasetFile]:
         files: list[DatasetFile] = []
-        frozen = [file for file in self._inventory.files if file.name != OPTIONS]
+        frozen = [file for file in self._inventory.files if file.name not in CONTROL]
         total = len(frozen)
         for done, (_, seen) in enumerate(each(self._look_at, frozen, threads=_CHECK_THREADS), start=1):
             self._context.stop.check()

@@ -143,10 +143,14 @@ def _upload(
 ) -> Iterator[Dropped]:
     from processor.cli.job_files import dataset_files
     from processor.cli.uploads import drop_dataset, drop_job, rclone_copier
+    from processor.links import links_left_out, why_left_out
 
     if nightly and folders:
         raise UsageError("datasets are not held for the night; only jobs are")
     contents = {folder: list(dataset_files(folder)) for folder in folders}
+    for folder in folders:
+        if links := links_left_out(folder):
+            console.warn(f"{folder / links[0]}: {why_left_out(links)}")
     total_bytes = sum(len(job.data) + sum(p.stat().st_size for p in job.uploads.values()) for job in jobs)
     total_bytes += sum(path.stat().st_size for files in contents.values() for path in files)
     with console.transfer("uploading", total_bytes) as moved:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ from processor.redact import redact
 from processor.store import Store, read_bytes
 
 if TYPE_CHECKING:
+    from processor.buckets import BucketName
     from processor.store import Capabilities
 
 State = Literal["ok", "warn", "fail"]
@@ -62,6 +64,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _guarded("store", lambda: _capabilities(store[0].capabilities))
         yield from _guarded("leases", lambda: _leases(settings, store[0]))
         yield from _guarded("authority", lambda: _authority(settings, store[0]))
+    others: dict[BucketName, str | None] = {
+        "models": settings.models_bucket,
+        "datasets": settings.datasets_bucket,
+    }
+    for name, url in others.items():
+        if url:
+            yield from _guarded(f"{name} bucket", partial(_other_bucket, settings, url, name))
     yield from _guarded("handlers", lambda: _handlers(settings))
     engine: dict[str, Any] = {}
     yield from _guarded("comfyui", lambda: _comfyui(settings, engine))
@@ -120,6 +129,15 @@ def _bucket(settings: Settings, opened: list[Store]) -> Iterator[Finding]:
             f"this machine's clock is {abs(skew_s):.0f} s {side} the store's",
             "Leases go by the store's clock, but signed requests fail at 15 minutes: set the clock",
         )
+
+
+def _other_bucket(settings: Settings, url: str, name: BucketName) -> Iterator[Finding]:
+    """Whether it can be read; that of models need take no more."""
+    from processor.buckets import open_bucket
+
+    store = open_bucket(settings, url, name)
+    next(iter(store.list(COMFY_MODELS if name == "models" else DATASETS)))
+    yield Finding("ok", f"{name} bucket", f"{store.url} answers")
 
 
 def check_writing(store: Store) -> Iterator[Finding]:

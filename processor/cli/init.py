@@ -63,7 +63,9 @@ def command(
     settings = _valid(values)
     values["bucket"] = settings.store_url
     _try_out(settings, key)
-    text = _HEADER + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    # TOML refuses what JSON makes of an emoji: two halves of a character.
+    lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    text = _HEADER + "".join(lines)
     path.write_text(text, "utf-8")
     console.note(f"wrote {path}")
     _say_next(key)

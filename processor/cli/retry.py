@@ -40,9 +40,9 @@ def command(
       dropbatch retry zoe-train-77c1 --max-cost 12
     """
     from processor.cli.jobs import find_job, read_manifest
-    from processor.cli.uploads import new_key
+    from processor.cli.uploads import id_of, new_key
     from processor.gallery import job_name
-    from processor.layout import JOBS, job_id, slug
+    from processor.layout import JOBS, slug
     from processor.plan import refuse_rehearsal
     from processor.reading import read_job
 
@@ -67,11 +67,11 @@ def command(
         read_job(json.dumps(again).encode(), key="--max-cost")
     key = new_key(JOBS, slug(f"{job_name(manifest)} retry"))
     info = store.put(key, json.dumps(again, ensure_ascii=False).encode(), media_type="application/json")
-    new = job_id(key, info.version or store.stat(key).version)
+    new = id_of(store, info)
     if as_json:
         console.print_json({"job_id": new, "key": key, "retry_of": parent})
     else:
-        print(new)
+        print(new or key)
 
 
 def _refuse_ingest(manifest: Manifest) -> None:

@@ -2,7 +2,7 @@
 
 What lies in a bucket comes from users and engines. So: only GET, only below
 `comfy_outputs/` and the reports of settled drops; a Host header that is not loopback is
-refused (DNS rebinding); only our own gallery page is served as HTML, and no page may run
+refused (DNS rebinding); only pages that are made here are served as HTML, and no page may run
 scripts; what a browser could execute is a download.
 """
 
@@ -24,11 +24,13 @@ from aiohttp import web
 from processor.cli.jobs import read_manifest, recent
 from processor.errors import AccessDenied, DropbatchError, InvalidKey, NotFound, StoreError
 from processor.gallery import SHOWN, job_entry, render_gallery, render_index
-from processor.layout import DONE, FAILED, NIGHTS, OUTPUTS, is_job_id, night_report_key
+from processor.layout import DONE, FAILED, NIGHTS, OUTPUTS, is_job_id, night_report_key, training_page_key
 from processor.night_page import render_night
 from processor.nightly import NightReport
+from processor.records import Manifest
 from processor.redact import redact
 from processor.store import Store, check_key, read_bytes
+from processor.training_page import render_training
 
 _CHUNK_BYTES: Final = 256 * 1024
 _POLICY: Final = (
@@ -123,6 +125,8 @@ class _Pages:
             raise web.HTTPMovedPermanently(f"/{OUTPUTS}{quote(job)}/")
         if is_job_id(job) and rest in ("", "index.html"):
             return _html(await asyncio.to_thread(self._gallery, job))
+        if is_job_id(job) and OUTPUTS + path == training_page_key(job):
+            return _html(await asyncio.to_thread(self._training, job))
         return await self._file(request, OUTPUTS + path)
 
     async def report(self, request: web.Request) -> web.StreamResponse:
@@ -133,10 +137,20 @@ class _Pages:
 
     def _gallery(self, job: str) -> str:
         """Made from the manifest, not read: whatever page lies there, this one is ours."""
+        return render_gallery(self._manifest(job))
+
+    def _training(self, job: str) -> str:
+        """As `_gallery`."""
+        page = render_training(self._manifest(job))
+        if page is None:
+            raise NotFound("no training", where=job)
+        return page
+
+    def _manifest(self, job: str) -> Manifest:
         manifest = read_manifest(self._store, job)
         if manifest is None:
             raise StoreError("this job has not finished yet", where=job)
-        return render_gallery(manifest)
+        return manifest
 
     def _night(self, day: str) -> str:
         """As `_gallery`: from the report's data, whatever page lies beside it."""

@@ -199,10 +199,18 @@ class Authority:
             ) from None
 
 
+_RENAMED = (
+    "If this machine's name has changed: while nothing runs, rename the old folder to the new and delete this "
+    "object. Else configure the same lease store; or, if no runner uses the old one any more, delete this object"
+)
+
+
 def _foreign(standing: Founding | None, backend: str) -> ForeignAuthority:
     ruler = standing.backend if standing else "unknown"
     return ForeignAuthority(
         f"this bucket's leases live in {ruler}, this runner is configured for {backend}; it claims nothing",
         where=AUTHORITY,
-        mend="Configure the same lease store; or, if no runner uses the old one any more, delete this object",
+        mend=_RENAMED
+        if ruler.startswith("directory:") and backend.startswith("directory:")
+        else "Configure the same lease store; or, if no runner uses the old one any more, delete this object",
     )

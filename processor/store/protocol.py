@@ -153,7 +153,7 @@ class Store(Protocol):
 
         Raises:
             NotFound: that version of the source is not there.
-        Cost: 1 request for a version that this store has read before, else 2; above 5 GB one
+        Cost: 1 request for a version that this store has read before, else 2; above 512 MiB one
             per part, and four.
         """
         ...

@@ -260,7 +260,8 @@ class S3Store:
         condition: dict[str, Any] = {}
         if self.capabilities.versions:
             origin["VersionId"] = found.version
-        elif version is not None:
+        elif version is not None or found.size_bytes > self._max_copy_bytes:
+            # The version that is wanted; or whichever it is, one for all parts.
             condition["CopySourceIfMatch"] = head["ETag"]
         reply: Any
         with self._translated(source):
@@ -274,6 +275,7 @@ class S3Store:
                     size_bytes=found.size_bytes,
                     media_type=head.get("ContentType", "application/octet-stream"),
                     part_bytes=min(COPY_PART_BYTES, self._max_copy_bytes),
+                    condition=condition,
                 )
         return self._written(target, found.size_bytes, reply)
 

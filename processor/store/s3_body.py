@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
 _REOPENINGS: Final = 3
+_PROGRESS_BYTES: Final = 8 << 20
+"""So much that came since the last break shows that to open again helps: a model of 20 GB over a line
+that breaks every ten minutes arrives."""
 _BUFFER_BYTES: Final = 256 * 1024
 
 
@@ -31,8 +34,8 @@ def body_file(
 
 
 class _Body(io.RawIOBase):
-    """Reading raises StoreUnavailable once the connection was lost too often: a truncated
-    body is never taken for a whole one."""
+    """Reading raises StoreUnavailable once the connection was lost too often on the same few MiB: a
+    truncated body is never taken for a whole one."""
 
     def __init__(
         self, stream: StreamingBody, reopen: Callable[[int], StreamingBody], size_bytes: int, key: str
@@ -44,6 +47,7 @@ class _Body(io.RawIOBase):
         self._key = key
         self._at = 0
         self._reopenings = 0
+        self._broke_at = 0
 
     def readable(self) -> bool:
         return True
@@ -71,6 +75,9 @@ class _Body(io.RawIOBase):
 
     def _resume(self, error: Exception | None) -> None:
         self._stream.close()
+        if self._at - self._broke_at >= _PROGRESS_BYTES:
+            self._reopenings = 0
+        self._broke_at = self._at
         if self._reopenings == _REOPENINGS:
             raise StoreUnavailable(
                 f"the download broke off {_REOPENINGS + 1} times, last after {self._at:,} of"

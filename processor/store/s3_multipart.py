@@ -1,4 +1,4 @@
-"""Objects in parts: uploads above one part's size, copies above S3's limit for one request.
+"""Objects in parts: uploads above one part's size, copies above what one request does in time.
 
 Not boto3's transfer manager: it keeps the VersionId of what it wrote to itself.
 """
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 PART_BYTES: Final = 64 * MIB
 MAX_PARTS: Final = 10_000
-MAX_COPY_BYTES: Final = 5_000_000_000
-"""What one CopyObject may move; B2 says 5 GB (facts: B2, versions)."""
-COPY_PART_BYTES: Final = 1024 * MIB
+MAX_COPY_BYTES: Final = 512 * MIB
+"""What one CopyObject moves. Stores take 5 GB (facts: B2, versions), but a copy slower than the read
+timeout is asked for again by boto3, and each time becomes one more version. A part is done twice for
+nothing, at worst."""
+COPY_PART_BYTES: Final = 256 * MIB
 _THREADS: Final = 4
 
 
@@ -73,8 +75,13 @@ def copy_parts(
     size_bytes: int,
     media_type: str,
     part_bytes: int,
+    condition: dict[str, Any],
 ) -> CompleteMultipartUploadOutputTypeDef:
-    """Copy inside the store in parts."""
+    """Copy inside the store in parts.
+
+    Args:
+        condition: further arguments of each part's request, e.g. CopySourceIfMatch.
+    """
 
     def send(upload_id: str, number: int, start: int, end: int) -> CompletedPartTypeDef:
         reply = client.upload_part_copy(
@@ -83,6 +90,7 @@ def copy_parts(
             PartNumber=number,
             CopySource=source,
             CopySourceRange=f"bytes={start}-{end - 1}",
+            **condition,
         )
         return {"ETag": reply["CopyPartResult"]["ETag"], "PartNumber": number}
 

@@ -16,12 +16,16 @@ import pytest
 from PIL import Image
 
 from handlers.ingest import IngestHandler
+from handlers.ingest.command import import_folder
 from handlers.ingest.pictures import Looked
 from processor.attempt import Trying
-from processor.datasets import parse_listed, take_inventory
+from processor.cli.job_files import dataset_files
+from processor.cli.uploads import drop_dataset
+from processor.datasets import parse_listed, take_inventory, write_listed
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
 from processor.machine import Machine
+from processor.store import ObjectInfo
 from processor.store.directory import DirectoryStore
 from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
@@ -151,6 +155,86 @@ def test_a_manifest_waits_for_every_file_at_its_size(bench: Bench, machine: Mach
     assert look(machine).folders == {NAME: "frozen"}
 
 
+class _LineLost(Exception):
+    pass
+
+
+class _Cut(MemoryStore):
+    """A connection that is gone after so many files."""
+
+    left = 10**6
+
+    def put(self, key: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._count(key)
+        return super().put(key, *args, **kwargs)
+
+    def copy(self, source: str, target: str, *args: Any, **kwargs: Any) -> ObjectInfo:
+        self._count(target)
+        return super().copy(source, target, *args, **kwargs)
+
+    def _count(self, key: str) -> None:
+        if key.startswith("inbox/datasets/"):
+            self.left -= 1
+            if self.left < 0:
+                raise _LineLost
+
+
+@pytest.mark.parametrize("versions", [True, False])
+@pytest.mark.parametrize("way", ["drop", "import"])
+def test_a_drop_that_was_cut_off_is_never_taken_for_the_whole(
+    tmp_path: Path, way: str, versions: bool
+) -> None:
+    """However quiet its folder is; dropped again it is complete, also where all sizes are as before."""
+    store = _Cut(versions=versions)
+    bench = Bench(tmp_path / "bench", IngestHandler(), store=store)
+    folder = tmp_path / NAME
+    folder.mkdir()
+
+    def again(files: dict[str, bytes], *, puts: int = 10**6) -> None:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+            store.put(f"elsewhere/{NAME}/{name}", data)
+        store.left = puts
+        with suppress(_LineLost):
+            if way == "drop":
+                drop_dataset(store, folder, dataset_files(folder), name=NAME, moved=lambda _: None)
+            else:
+                import_folder(store, f"elsewhere/{NAME}")
+        store.left = 10**6
+
+    files = captioned(6)
+    again(files, puts=5)
+    assert work(bench) == work(bench, seconds=5000) == []
+    again(files)
+    changed = {name: b"zoe umber" + data[-2:] for name, data in files.items() if name.endswith(".txt")}
+    again(changed, puts=5)
+    assert work(bench) == work(bench, seconds=5000) == []
+    again({})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
+    (record,) = (key for key in bench.keys("datasets/") if key.endswith("/dataset.json"))
+    captions = [file.get("caption") for file in bench.read(record)["files"]]
+    assert len(captions) == 12
+    assert {caption[:9] for caption in captions if caption} == {"zoe umber"}
+    (report,) = (key for key in bench.keys("comfy_outputs/") if key.endswith("/report.json"))
+    assert "_manifest.json" not in json.dumps(bench.read(report))
+    assert bench.keys("inbox/datasets/") == []
+
+
+def test_what_failed_can_be_put_right_and_taken_in_from_where_it_lies(bench: Bench) -> None:
+    """The list of its files went up with it, and would hold up a folder of other sizes."""
+    files = {**captioned(3), "000.png": b"no picture"}
+    for name, data in files.items():
+        bench.main.put(f"elsewhere/{NAME}/{name}", data)
+    import_folder(bench.main, f"elsewhere/{NAME}")
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "failed"
+    (bad,) = (key for key in bench.keys("failed/") if key.endswith("/000.png"))
+    bench.main.put(bad, captioned(1)["000.png"])
+    import_folder(bench.main, bad.rpartition("/")[0])
+    assert work(bench)[-1]["outcome"] == "done"
+
+
 @pytest.mark.parametrize(
     "data", [b"{", b"[]", b'{"files": []}', b'{"files": {"a": -1}}', b'{"files": {"a": true}}']
 )
@@ -191,6 +275,21 @@ def test_a_folder_that_never_gets_complete_ends_invalid_naming_what_is_missing(b
     assert "b.png (not there)" in manifest["error"]["what"]
     assert bench.keys("inbox/") == []
     assert any(key.endswith("/zoe/a.png") for key in bench.keys("failed/"))
+
+
+def test_an_upload_that_takes_days_is_waited_for(bench: Bench, machine: Machine) -> None:
+    """As long as more of its list comes: given up in part, the rest would be taken for the whole."""
+    files = captioned(20)
+    upload(bench.main, NAME, {"_manifest.json": write_listed({name: len(files[name]) for name in files})})
+    for name, data in files.items():
+        upload(bench.main, NAME, {name: data})
+        assert look(machine).folders[NAME] in ("soon", "waiting")
+        bench.clock.advance(3600)
+        assert look(machine).folders[NAME] in ("soon", "waiting")
+        bench.clock.advance(3600)
+    upload(bench.main, NAME, {"_READY": b""})
+    (manifest,) = work(bench)
+    assert manifest["outcome"] == "done"
 
 
 def test_an_upload_without_end_is_given_up(bench: Bench, machine: Machine) -> None:

@@ -146,6 +146,12 @@ def test_videos_and_sounds_play() -> None:
     assert video["preload"] == audio["preload"] == "metadata"
 
 
+def test_of_many_videos_most_load_nothing() -> None:
+    """Each would cost a request as the page opens."""
+    page = render_gallery(manifest(*(result(k, output(f"{k}.mp4", "video/mp4")) for k in range(200))))
+    assert [video["preload"] for video in Tags(page).of("video")] == ["metadata"] * 12 + ["none"] * 188
+
+
 def test_links_stay_in_the_folder() -> None:
     """A key of another job is shown by name only; a colon is no scheme."""
     strange = output("x.png", key="comfy_outputs/other-0123456789abcdef/x.png")

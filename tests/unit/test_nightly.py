@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def test_a_report_has_the_nights_jobs_and_not_the_days(bench: Bench) -> None:
         page = download.body.read().decode()
     assert "The night to Tuesday, 5 May 2026" in page
     assert "awake" in page
+    links = set(re.findall(r'href="([^"]+)"', page))
+    assert links == {f"../../{entry.job_id}/index.html" for entry in report.jobs}
 
 
 def test_a_night_without_jobs_has_no_report(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from processor.errors import AccessDenied, CapReached, DropbatchError, StoreErro
 from processor.layout import is_job_id
 from processor.store.directory import DirectoryStore
 from processor.testing.faults import Fault, FaultPlan, FaultyStore
+from tests.support.pictures import picture
 from tests.unit.cli.conftest import GRAPH, Dropbatch
 
 JobFile = Callable[..., Path]
@@ -228,7 +229,31 @@ def test_a_dataset_folder(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) ->
     assert dropbatch("drop", folder).code == 0
     inbox = bucket / "inbox/datasets/my cat"
     names = {path.relative_to(inbox).as_posix() for path in inbox.rglob("*") if path.is_file()}
-    assert names == {"more/1.png", "1.txt", "_READY"}
+    assert names == {"_manifest.json", "more/1.png", "1.txt", "_READY"}
+
+
+def test_links_that_are_left_out_are_named(
+    dropbatch: Dropbatch, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `check` as by `drop`, which take the same files: most of a folder may be links to a library."""
+    monkeypatch.setenv("DROPBATCH_HANDLERS", '{"ingest": "handlers.ingest:IngestHandler"}')
+    library, folder = tmp_path / "library", tmp_path / "zoe"
+    (library / "more").mkdir(parents=True)
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"own{number}.png").write_bytes(picture(number))
+        (folder / f"linked{number}.png").symlink_to(library / f"{number}.png")
+    (library / "0.png").write_bytes(picture(3))
+    (library / "more/1.png").write_bytes(picture(4))
+    (folder / "more").symlink_to(library / "more")
+    (folder / "same.png").symlink_to("own0.png")
+    checked, dropped = dropbatch("check", folder, "--json"), dropbatch("drop", folder)
+    says = "linked0.png: this link and 3 more lead out of the folder"
+    assert any(warning.startswith(says) for warning in checked.json[0]["warnings"])
+    assert checked.json[0]["pictures"] == 4
+    assert f"zoe/{says}" in dropped.err
+    names = {path.name for path in (bucket / "inbox/datasets/zoe").iterdir()}
+    assert names == {"own0.png", "own1.png", "own2.png", "same.png", "_manifest.json", "_READY"}
 
 
 def test_a_dataset_folder_of_videos(dropbatch: Dropbatch, bucket: Path, tmp_path: Path) -> None:

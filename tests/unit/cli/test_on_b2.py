@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.b2like import B2Like
+from tests.support.b2like import B2Like, Kind, Request
 from tests.support.fixtures import KEY_ID, SECRET, make_bucket
 from tests.unit.cli.conftest import Dropbatch
 
@@ -63,3 +63,26 @@ def test_pause_and_resume_leave_no_version_behind(
     assert dropbatch("status", "--json").json["paused"] is False
     dropbatch("drop", job_file())
     assert dropbatch("run", "--once", "--json").json["outcomes"] == {"done": 1}
+
+
+@pytest.mark.usefixtures("_on_b2")
+def test_a_key_that_may_only_write_to_the_inbox_is_enough_to_drop(
+    b2: B2Like, dropbatch: Dropbatch, job_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It can't learn what the store made of the drop, and that is no failure: a second try runs it twice."""
+    (folder := tmp_path / "zoe").mkdir()
+    (folder / "1.png").write_bytes(b"x")
+    written: list[str] = []
+
+    def writes(request: Request) -> Kind | None:
+        if request.operation != "PutObject" or not request.key.startswith("team/inbox/"):
+            return Kind.DENIED
+        written.append(request.key.removeprefix("team/"))
+        return None
+
+    b2.decide = writes
+    dropped = dropbatch("drop", job_file(), folder)
+    assert dropped.code == 0, dropped.err
+    assert dropped.out.split() == [written[0], "inbox/datasets/zoe/"]
+    names = ["_manifest.json", "1.png", "_READY"]
+    assert written[1:] == [f"inbox/datasets/zoe/{name}" for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_the_gallery_is_made_here_not_read(get: Get, bucket: Path, job: str) -> 
     """Whatever stands in the bucket under its name."""
     (bucket / "comfy_outputs" / job / "index.html").write_text("<script>alert(1)</script>")
     assert b"<script>" not in get(f"/comfy_outputs/{job}/")[2]
+
+
+def test_a_trainings_page_is_shown_and_made_here(get: Get, bucket: Path, job: str) -> None:
+    """The gallery leads to it; whatever stands in the bucket under its name."""
+    folder = bucket / "comfy_outputs" / job
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["kind"] = "train"
+    manifest["plan"]["shared"] = {"dataset": "zoe", "fingerprint": "0" * 16, "trigger": "zoe"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "training.html").write_text("<script>alert(1)</script>")
+    assert b'href="training.html"' in get(f"/comfy_outputs/{job}/")[2]
+    status, headers, page = get(f"/comfy_outputs/{job}/training.html")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert b"Trigger word" in page
+    assert b"<script>" not in page
 
 
 def test_a_job_under_way_and_a_report(get: Get, bucket: Path) -> None:

@@ -60,11 +60,11 @@ def test_a_bucket_is_set_up_and_the_secret_stays_out(
     """The file holds no key; where it is read from is said, in order."""
     monkeypatch.setenv("DROPBATCH_KEY_ID", KEY_ID)
     monkeypatch.setenv("DROPBATCH_KEY", SECRET)
-    bucket = ["--bucket", f"s3://{b2_bucket}", "--prefix", "team/renders", "--endpoint-url", b2.url]
+    bucket = ["--bucket", f"s3://{b2_bucket}", "--prefix", "team/🎨 é", "--endpoint-url", b2.url]
     result = dropbatch("init", *bucket, "--zone", "UTC")
     assert result.code == 0, result.err
     text = Path("dropbatch.toml").read_text()
-    assert tomllib.loads(text)["bucket"] == f"s3://{b2_bucket}/team/renders"
+    assert tomllib.loads(text)["bucket"] == f"s3://{b2_bucket}/team/🎨 é"
     assert SECRET not in text + result.out + result.err
     assert KEY_ID not in text
     assert result.err.index("DROPBATCH_KEY_ID") < result.err.index("B2_APPLICATION_KEY_ID")
@@ -164,6 +164,20 @@ def test_doctor_names_each_fault_with_its_mend(
     assert found["bucket"] == found["comfyui"] == found["handlers"] == "fail"
     mends = [finding["mend"] for finding in result.json if finding["state"] == "warn"]
     assert "Did you mean DROPBATCH_MAX_TASKS?" in mends
+
+
+@pytest.mark.usefixtures("bucket")
+def test_doctor_looks_at_every_bucket(
+    dropbatch: Dropbatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All was well, and `run` did not start, or the first training failed."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("DROPBATCH_MODELS_BUCKET", str(tmp_path / "models"))
+    monkeypatch.setenv("DROPBATCH_DATASETS_BUCKET", str(tmp_path / "missing"))
+    found = {finding["name"]: finding for finding in dropbatch("doctor", "--json").json}
+    assert found["models bucket"]["state"] == "ok"
+    assert found["datasets bucket"]["state"] == "fail"
+    assert "no such folder" in found["datasets bucket"]["what"]
 
 
 def test_doctor_of_a_b2_bucket(

@@ -9,12 +9,14 @@ import pytest
 
 from handlers.ingest.command import import_folder
 from processor.cli.uploads import READY, drop_dataset, rclone_copier
-from processor.config import Settings
+from processor.config import Credentials, Settings
 from processor.errors import JobInvalid, StoreUnavailable
+from processor.rclone import environment
 from processor.store import ObjectInfo
 from processor.store.memory import MemoryStore
 from tests.support import rclone as rclone_server
-from tests.support.fixtures import make_bucket
+from tests.support.b2like import B2Like, Fault, Kind
+from tests.support.fixtures import KEY_ID, SECRET, make_bucket
 
 NAMES = [
     "plain.png",
@@ -65,7 +67,7 @@ def test_rclone_gives_files_the_keys_that_they_are_named(
 def test_what_rclone_says_is_said_on_and_no_marker_is_left(
     tmp_path: Path, rclone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong key: the folder is no complete drop."""
+    """A wrong key: the folder is no complete drop, and says what it lacks."""
     whole = make_bucket(rclone, key_id=rclone_server.KEY_ID, secret=rclone_server.SECRET)
     monkeypatch.setenv("DROPBATCH_KEY_ID", rclone_server.KEY_ID)
     monkeypatch.setenv("DROPBATCH_KEY", "wrong")
@@ -73,8 +75,45 @@ def test_what_rclone_says_is_said_on_and_no_marker_is_left(
     with pytest.raises(StoreUnavailable, match="rclone ended with") as caught:
         drop_dataset(whole, tmp_path, photos(tmp_path), name="faces", moved=lambda _: None, copier=copier)
     assert "wrong" not in str(caught.value)
-    assert not [item for page in whole.list("inbox/") for item in page.objects]
+    left = [item.key for page in whole.list("inbox/") for item in page.objects]
+    assert left == ["inbox/datasets/faces/_manifest.json"]
     whole.close()
+
+
+def test_what_rclone_could_not_send_is_sent_without_it(
+    b2: B2Like, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else is sent twice."""
+    monkeypatch.setenv("DROPBATCH_KEY_ID", KEY_ID)
+    monkeypatch.setenv("DROPBATCH_KEY", SECRET)
+    store = make_bucket(b2.url)
+    b2.reset()
+    b2.add(Fault("PutObject", Kind.DENIED, key="0007.png"))
+    url = f"s3://{store.url.rpartition('/')[2]}"
+    copier = rclone_copier(Settings(bucket=url, endpoint_url=b2.url, region="us-east-1"))
+    if copier is None:
+        pytest.skip("needs rclone: pip install 'dropbatch[rclone]'")
+    files = photos(tmp_path)
+    moved: list[int] = []
+    drop_dataset(store, tmp_path, files, name="faces", moved=moved.append, copier=copier)
+    found = [item.key for page in store.list("inbox/", versions=True) for item in page.objects]
+    assert len(found) == len(set(found)) == len(files) + 2
+    assert sum(moved) == sum(file.stat().st_size for file in files)
+    store.close()
+
+
+def test_rclone_finds_the_network_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a company's proxy, with its certificate; of other variables it sees none."""
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/company.pem")
+    monkeypatch.setenv("DROPBATCH_WEBHOOK_SECRET", "not its business")
+    key = Credentials("id", "key", "DROPBATCH_KEY_ID")
+    environ = environment(endpoint_url="https://s3.example", region="us-east-1", key=key)
+    assert environ["https_proxy"] == "http://proxy:3128"
+    assert environ["NO_PROXY"] == "localhost"
+    assert environ["RCLONE_CA_CERT"] == "/etc/company.pem"
+    assert not [name for name in environ if name.startswith("DROPBATCH")]
 
 
 def test_a_folder_needs_no_rclone(tmp_path: Path) -> None:
@@ -119,7 +158,7 @@ def test_a_folder_that_waits_is_not_complete_while_more_goes_up(
         else:
             import_folder(store, "elsewhere", name="faces")
         store.put(f"inbox/datasets/faces/{READY}", b"")
-    assert store.ready == [False] * 4
+    assert store.ready == [False] * 7
     assert store.stat(f"inbox/datasets/faces/{READY}").size_bytes == 0
 
 

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,6 +243,14 @@ class TestDownload:
         assert read(hasty, "big") == self.CONTENT
         assert b2.counts["GetObject"] == 4
 
+    def test_a_body_that_breaks_often_but_gets_on(self, hasty: S3Store, b2: B2Like) -> None:
+        """Only breaks on the same few MiB count: a large model over a poor line arrives."""
+        content = bytes(48 * MIB)
+        hasty.put("big", content)
+        b2.add(Fault("GetObject", Kind.TRUNCATED, times=4))
+        assert read(hasty, "big") == content
+        assert b2.counts["GetObject"] == 5
+
     def test_a_body_that_keeps_breaking(self, hasty: S3Store, b2: B2Like) -> None:
         """It is an error, never a short read taken for the end."""
         hasty.put("big", self.CONTENT)
@@ -333,6 +342,24 @@ class TestParts:
         }
         assert read(store, "done/large") == large.read_bytes()
         assert store.stat("done/large").version == info.version
+        store.close()
+
+    def test_a_copy_in_parts_is_of_one_object(
+        self, moto: SerialMotoServer, large: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without versions, too: each part is asked for by the ETag that was seen."""
+        store = make_bucket(moto.url, versions=False, max_copy_bytes=6 * MIB)
+        store.put("large", large)
+        etag = store._client.head_object(Bucket=store._bucket, Key="large")["ETag"]
+        copy_part, asked = store._client.upload_part_copy, []
+
+        def listened(**arguments: Any) -> Any:
+            asked.append(arguments["CopySourceIfMatch"])  # moto doesn't heed it
+            return copy_part(**arguments)
+
+        monkeypatch.setattr(store._client, "upload_part_copy", listened)
+        store.copy("large", "copied")
+        assert asked == [etag, etag]
         store.close()
 
     def test_parts_if_absent(self, moto: SerialMotoServer, large: Path) -> None:

@@ -200,8 +200,8 @@ class Authority:
 
 
 _RENAMED = (
-    "If this machine's name has changed: while nothing runs, rename the old folder to the new and delete this "
-    "object. Else configure the same lease store; or, if no runner uses the old one any more, delete this object"
+    "If this machine's name has changed: while nothing runs, rename the old folder to the new and delete "
+    "this object. Else configure the same lease store; or, if no runner uses the old one any more, delete it"
 )
 
 

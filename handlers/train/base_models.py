@@ -42,12 +42,23 @@ Mark = list[int | str]
 _THREADS: Final = 4
 
 _FETCH: Final = """
-import json, sys
-from huggingface_hub import snapshot_download
+import json, os, sys
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 repo, folder = sys.argv[1:3]
+passed_over = (".gguf", ".onnx", ".msgpack", ".h5")
 try:
-    snapshot_download(repo, local_dir=folder, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5"])
+    # Asked first: out of reach of the hub, snapshot_download is content with whatever the folder has.
+    info = HfApi().model_info(repo, files_metadata=True)
+    snapshot_download(
+        repo, revision=info.sha, local_dir=folder, ignore_patterns=["*" + suffix for suffix in passed_over]
+    )
+    for file in info.siblings:
+        if file.rfilename.endswith(passed_over):
+            continue
+        path = os.path.join(folder, file.rfilename)
+        if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+            raise OSError(f"{file.rfilename} did not come whole")
 except GatedRepoError:
     print(json.dumps({"problem": "gated"}))
 except RepositoryNotFoundError:

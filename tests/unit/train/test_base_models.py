@@ -20,7 +20,7 @@ from processor.testing.counting import CountingStore
 BASE = BaseModel(name="FLUX", repo="someone/FLUX", licence="a strict one", gated=True)
 
 
-def hub(folder: Path, answer: str) -> Path:
+def hub(folder: Path, answer: str, *, info: str = "pass", weights: str = "abc") -> Path:
     """A Python whose huggingface_hub answers as told and writes down its token."""
     package = folder / "site" / "huggingface_hub"
     package.mkdir(parents=True)
@@ -28,12 +28,22 @@ def hub(folder: Path, answer: str) -> Path:
         "class GatedRepoError(Exception): pass\nclass RepositoryNotFoundError(Exception): pass\n"
     )
     (package / "__init__.py").write_text(
-        "import os, pathlib\n"
+        "import os, pathlib, types\n"
         "from huggingface_hub.errors import *\n"
-        "def snapshot_download(repo, local_dir, **_):\n"
+        "class HfApi:\n"
+        "    def model_info(self, repo, files_metadata):\n"
+        f"        {info}\n"
+        "        sizes = {'model_index.json': 2, 'unet/a.safetensors': 3, 'flax.msgpack': 5}\n"
+        "        files = [types.SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()]\n"
+        "        return types.SimpleNamespace(sha='abc', siblings=files)\n"
+        "def snapshot_download(repo, revision, local_dir, **_):\n"
+        "    assert revision == 'abc'\n"
         f"    pathlib.Path({str(folder / 'seen')!r}).write_text(repr(dict(os.environ)))\n"
         f"    {answer}\n"
-        "    (pathlib.Path(local_dir) / 'model_index.json').write_text('{}')\n"
+        "    folder = pathlib.Path(local_dir)\n"
+        "    (folder / 'unet').mkdir(exist_ok=True)\n"
+        "    (folder / 'model_index.json').write_text('{}')\n"
+        f"    (folder / 'unet' / 'a.safetensors').write_text({weights!r})\n"
     )
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "site"} exec {sys.executable} "$@"\n')
@@ -187,6 +197,21 @@ def test_the_downloader_alone_gets_the_token(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "seen").unlink()
     models.ensure(MemoryStore(), BASE)
     assert not (tmp_path / "seen").exists()
+
+
+@pytest.mark.parametrize(
+    "cut_off", [{"info": "raise ConnectionError('out of reach')"}, {"weights": "ab"}, {"weights": ""}]
+)
+def test_a_download_that_was_cut_off_is_not_whole(tmp_path: Path, cut_off: dict[str, str]) -> None:
+    """Out of the hub's reach, its client takes the part that lies here for the model."""
+    folder = tmp_path / "base" / "FLUX"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    models = BaseModels(tmp_path / "base", hub_download(hub(tmp_path, "pass", **cut_off)))
+    with pytest.raises(TaskFailed) as caught:
+        models.ensure(MemoryStore(), BASE)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert not (folder / ".dropbatch-whole").exists()
 
 
 @pytest.mark.parametrize(

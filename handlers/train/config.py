@@ -24,6 +24,20 @@ from processor.problems import did_you_mean
 Process = dict[str, Any]
 """One entry of ai-toolkit's `config.process`."""
 
+_FLAG_ARCHS: Final = {
+    "is_v2": "sd2",
+    "is_v3": "sd3",
+    "is_xl": "sdxl",
+    "is_pixart": "pixart",
+    "is_pixart_sigma": "pixart_sigma",
+    "is_auraflow": "auraflow",
+    "is_flux": "flux",
+    "is_lumina2": "lumina2",
+    "is_vega": "vega",
+    "is_ssd": "ssd",
+}
+"""How configs said it before `arch`, in the trainer's own order (toolkit/config_modules.py)."""
+
 _INT: Final = (int,)
 _NUMBER: Final = (int, float)
 _WORD: Final = (str,)
@@ -90,6 +104,7 @@ _ALLOWED: Final[dict[str, Any]] = {
         "qtype": _WORD,
         "qtype_te": _WORD,
         "low_vram": _FLAG,
+        **dict.fromkeys(_FLAG_ARCHS, _FLAG),
     },
     "sample": {
         "sampler": _WORD,
@@ -120,8 +135,6 @@ _OURS: Final = frozenset(
         "performance_log_every",
         "datasets.folder_path",
         "model.name_or_path",
-        "model.is_flux",
-        "model.is_xl",
         "save.push_to_hub",
         "save.hf_repo_id",
         "save.hf_private",
@@ -197,11 +210,18 @@ def raw_process(config: Mapping[str, Any], changes: Mapping[str, Scalar], *, tri
             raise JobInvalid(f"1 to {most:,}", where=f"config.process.{section}.{key}")
     if isinstance(prompts := clean.get("sample", {}).get("prompts"), str):
         clean["sample"]["prompts"] = [prompts]  # else the trainer would sample each of its letters
+    _name_arch(clean.setdefault("model", {}), _only_process(config).get("model", {}))
     clean["type"] = "sd_trainer"
     clean["save"].update({"push_to_hub": False})
     clean.setdefault("network", {}).setdefault("type", "lora")
-    datasets = clean.setdefault("datasets", [{}])
-    clean["datasets"] = (datasets[:1] or [{}]) if isinstance(datasets, list) else [datasets]
+    datasets = clean.get("datasets") or [{}]
+    clean["datasets"] = datasets if isinstance(datasets, list) else [datasets]
+    if len(clean["datasets"]) > 1:
+        raise JobInvalid(
+            f"{len(clean['datasets'])} datasets: a job trains on one, the one that it names",
+            where="config.process.datasets",
+            mend="Give one entry; its resolution may be a list",
+        )
     return _finished(clean, trigger)
 
 
@@ -217,11 +237,27 @@ def raw_base(config: Mapping[str, Any]) -> BaseModel:
     name, where = model.get("name_or_path"), "config.process.model.name_or_path"
     if not isinstance(name, str) or not name:
         raise JobInvalid("a full config names its base model", where=where)
-    for preset_name in preset_files():
-        base = load_preset(preset_name).base
-        if name in (base.repo, base.name):
-            return base
-    return own_base(name, where=where)
+    preset = _preset_of(name)
+    return preset.base if preset else own_base(name, where=where)
+
+
+def _preset_of(name: object) -> Preset | None:
+    """The preset whose base model is called so, as a repository or as a folder."""
+    presets = (load_preset(preset_name) for preset_name in preset_files())
+    return next((preset for preset in presets if name in (preset.base.repo, preset.base.name)), None)
+
+
+def _name_arch(model: dict[str, Any], said: Mapping[str, Any]) -> None:
+    """Have the architecture said as `arch`: without one the trainer takes SD 1.5, whatever the base is.
+
+    Args:
+        said: the config's own section, which names the base.
+    """
+    archs = [arch for flag, arch in _FLAG_ARCHS.items() if model.pop(flag, False)]
+    if (preset := _preset_of(said.get("name_or_path"))) is not None:
+        archs.append(preset.model["arch"])
+    if archs:
+        model.setdefault("arch", archs[0])
 
 
 def own_base(name: str, *, where: str) -> BaseModel:

@@ -81,6 +81,7 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
     assert process["datasets"][0]["default_caption"] == "zoe"
     assert "/etc" not in str(process)
     assert "/somewhere" not in str(process)
+    assert process["model"] == {"arch": "flux", "quantize": True}
     assert raw_base(RAW).name == "FLUX.1-dev"
     assert raw_trigger(RAW) == "zoe"
 
@@ -113,6 +114,8 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("model.assistant_lora_path", "x", "not allowed"),
         ("datasets.mask_path", "/etc", "not allowed"),
         ("datasets", "everything", "object"),
+        ("datasets", [{}, {"resolution": [512]}], "2 datasets: a job trains on one"),
+        ("model.is_flux", "yes", "config.process.model.is_flux"),
         ("datasets", [[{}]], "config.process.datasets: a list of objects"),
         ("type", "custom_trainer", "sd_trainer"),
         ("extension_path", "/opt/x", "not allowed"),
@@ -123,6 +126,29 @@ def test_what_is_not_allowed_is_refused_by_its_path(path: str, value: object, na
     with pytest.raises(JobInvalid) as caught:
         raw_process(changed(path, value), {}, trigger="zoe")
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "arch"),
+    [
+        ({"name_or_path": "mine", "is_flux": True}, "flux"),
+        ({"name_or_path": "mine", "is_xl": True}, "sdxl"),
+        ({"name_or_path": "mine", "is_v3": True, "is_xl": False}, "sd3"),
+        ({"name_or_path": "mine", "arch": "chroma", "is_flux": True}, "chroma"),
+        ({"name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"}, "sdxl"),
+        ({"name_or_path": "Qwen-Image", "is_flux": False}, "qwen_image"),
+        ({"name_or_path": "mine"}, None),
+    ],
+)
+def test_a_full_config_keeps_its_architecture(model: dict[str, Any], arch: str | None) -> None:
+    """In the old way of saying it, too: without one the trainer takes SD 1.5."""
+    process = raw_process(changed("model", model), {}, trigger="zoe")
+    assert process["model"] == ({"arch": arch} if arch else {})
+
+
+def test_a_full_config_without_a_model_is_fine_where_the_settings_name_a_base() -> None:
+    """Its base is `settings.base_model`; nothing says another architecture than the trainer's own."""
+    assert raw_process({"train": {"steps": 5}}, {}, trigger="zoe")["model"] == {}
 
 
 def test_one_prompt_is_a_list_of_one() -> None:

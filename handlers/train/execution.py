@@ -24,6 +24,7 @@ from handlers.train.checkpoints import (
 from handlers.train.config import to_yaml
 from handlers.train.curve import Curve
 from handlers.train.dataset_copy import copy_dataset
+from handlers.train.pace import Pace
 from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
@@ -75,7 +76,7 @@ class Training:
         self._inherited_s = 0.0
         self._began = time.monotonic()
         self._step = 0
-        self._seconds_per_step = 0.0
+        self._pace = Pace(start=0, steps=self._run.steps, save_every=self._run.save_every)
         self._saved: Path | None = None
         self._sampled: set[str] = set()
         self._saved_at = -1
@@ -164,6 +165,7 @@ class Training:
         self._curve = Curve(record.losses)
         self._seconds_before, self._inherited_s = record.seconds, record.inherited_s
         self._step = record.step
+        self._pace = Pace(start=record.step, steps=self._run.steps, save_every=self._run.save_every)
 
     def _write_config(self, base: Path) -> Path:
         """The config with this run's own paths: the only ones in it."""
@@ -194,6 +196,7 @@ class Training:
         event = read_piece(line, self._run.trainer_name)
         if isinstance(event, Step):
             self._count(event)
+            self._stop_before_a_checkpoint()
             if self._held is not None and event.done >= self._held.step:
                 self._hand_over(uploader)
             if event.done > self._saved_at >= 0:
@@ -219,8 +222,7 @@ class Training:
                 raise nan_loss(step.done)
             if step.done < step.total:
                 self._curve.add(step.done, step.loss)
-        if step.seconds_per_step is not None:
-            self._seconds_per_step = step.seconds_per_step
+        self._pace.stepped(step.done, time.monotonic())
         stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
         self._context.progress(Progress(stage, step.done, step.total))
 
@@ -231,6 +233,7 @@ class Training:
             False if the trainer has pruned it meanwhile.
         """
         step = int(weights.stem.rpartition("_")[2])
+        self._pace.saved(step)
         folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
         try:
             take_snapshot(weights, optimizer, folder)
@@ -263,26 +266,42 @@ class Training:
         self._sampled.update(path.name for path in new)
         return new
 
+    def _stop_before_a_checkpoint(self) -> None:
+        """Stop a run whose next checkpoint can't come in time or within its cap: what it trains is lost.
+
+        Mostly before its first one, which it alone can tell of; after that only a run that got slower.
+        """
+        next_s = self._pace.ahead_s(time.monotonic())
+        if next_s is not None:
+            self._stop_if(next_s, deadline_s=self._context.deadline, at=f"at step {self._step}")
+
     def _stop_in_time(self) -> None:
         """Right after a checkpoint, stop if the next one would come too late or too dear."""
-        ahead = min(self._run.save_every, self._run.steps - self._step)
-        next_s = ahead * self._seconds_per_step * _HEADROOM
-        if (error := self._too_late(next_s) or self._too_dear(next_s)) is not None:
+        next_s = self._pace.interval_s(time.monotonic()) * _HEADROOM
+        self._stop_if(
+            next_s,
+            deadline_s=self._context.deadline - _FINISH_S,
+            at=f"right after the checkpoint of step {self._step}",
+        )
+
+    def _stop_if(self, next_s: float, *, deadline_s: float, at: str) -> None:
+        error = self._too_late(next_s, deadline_s, at) or self._too_dear(next_s, at)
+        if error is not None:
             # Nobody waits for the machine, unlike after a preemption: what was paid for is kept.
             self._finish_s = max(_FINISH_S, self._finish_s)
             raise error
 
-    def _too_late(self, next_s: float) -> TaskFailed | None:
-        if time.monotonic() + next_s + _FINISH_S > self._context.deadline:
+    def _too_late(self, next_s: float, deadline_s: float, at: str) -> TaskFailed | None:
+        if time.monotonic() + next_s > deadline_s:
             return TaskFailed(
                 ErrorKind.TIMED_OUT,
-                f"stopped right after the checkpoint of step {self._step}: the next would come after the "
-                "time limit",
+                f"stopped {at}: the next checkpoint would come after the time limit",
                 where="timeout_s",
+                mend="Raise timeout_s, or lower save_every",
             )
         return None
 
-    def _too_dear(self, next_s: float) -> TaskFailed | None:
+    def _too_dear(self, next_s: float, at: str) -> TaskFailed | None:
         cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
             return None
@@ -290,9 +309,10 @@ class Training:
         if (spent_s + next_s) * usd_per_s > cap_usd:
             return TaskFailed(
                 ErrorKind.OVER_BUDGET,
-                f"stopped right after the checkpoint of step {self._step}: it has cost "
-                f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
+                f"stopped {at}: it has cost ${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}, and the next "
+                f"checkpoint would come at ${(spent_s + next_s) * usd_per_s:.2f}",
                 where="max_cost_usd",
-                mend="`dropbatch retry --max-cost USD` goes on from it; or lower steps or resolution",
+                mend="`dropbatch retry --max-cost USD` goes on from its newest checkpoint; or lower steps, "
+                "save_every or resolution",
             )
         return None

@@ -15,7 +15,6 @@ from typing import Final
 
 _PIECES: Final = re.compile(r"[\r\n]+")
 _BAR: Final = re.compile(r"^\s*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+) \[(?P<facts>[^\]]*)\]")
-_RATE: Final = re.compile(r"(?P<number>[\d.]+)(?P<unit>it/s|s/it)")
 _LOSS: Final = re.compile(r"\bloss: (?P<loss>\S+)")
 _LR: Final = re.compile(r"\blr: (?P<lr>\S+)")
 _ANY_BAR: Final = re.compile(r"\d+%\|.*\| *\d+/\d+ \[|^\d+it \[")
@@ -36,7 +35,6 @@ class Step:
     total: int
     loss: float | None = None
     lr: float | None = None
-    seconds_per_step: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,6 @@ def _read_bar(text: str) -> Step | None:
         total=int(match["total"]),
         loss=_number(_LOSS.search(facts), "loss"),
         lr=_number(_LR.search(facts), "lr"),
-        seconds_per_step=_seconds_per_step(facts),
     )
 
 
@@ -131,11 +128,3 @@ def _number(match: re.Match[str] | None, group: str) -> float | None:
         return float(match[group]) if match else None
     except ValueError:
         return None
-
-
-def _seconds_per_step(facts: str) -> float | None:
-    match = _RATE.search(facts)
-    rate = _number(match, "number")
-    if match is None or not rate:
-        return None
-    return rate if match["unit"] == "s/it" else 1 / rate

@@ -342,6 +342,25 @@ def test_it_stops_right_after_a_checkpoint_when_money_ends(
     assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
 
 
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [({"max_cost_usd": 1.0}, ErrorKind.OVER_BUDGET), ({"timeout_s": 4}, ErrorKind.TIMED_OUT)],
+)
+def test_a_run_that_can_not_reach_its_first_checkpoint_is_stopped_at_once(
+    tmp_path: Path, limits: dict[str, Any], kind: ErrorKind
+) -> None:
+    """Without one, all that it trains is lost: a cap that only a checkpoint asks about would not hold."""
+    studio = Studio(tmp_path, usd_per_s=0.1)
+    studio.bench.with_policy(max_job_cost_usd=1e9, max_day_cost_usd=1e9)
+    studio.rescript(step_s=0.05)
+    studio.drop_dataset(settings={**SETTINGS, "steps": 1000, "save_every": 500}, **limits)
+    studio.work()
+    found, what = error_of(studio.manifest())
+    assert found is kind
+    assert "stopped at step 1" in what
+    assert len(studio.trained()) < 3 * 30
+
+
 @pytest.mark.parametrize("finish_s", [30.0, 0.0])
 def test_the_last_checkpoint_of_a_run_stopped_in_time_gets_the_time_kept_free_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
@@ -9,7 +10,7 @@ from typing import Final, Literal
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from handlers.ingest.records import CAPTION
-from processor.datasets import VIDEOS
+from processor.datasets import OPTIONS, VIDEOS
 from processor.pictures import open_picture
 
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -42,10 +43,13 @@ MAX_FILE_BYTES: Final = 2 * 1024**3
 MAX_CAPTION_BYTES: Final = 64 * 1024
 _FTYP_AT: Final = slice(4, 8)
 
+_OPTIONS_ALMOST: Final = re.compile(r"dataset\.ya?ml(\.txt)?", re.IGNORECASE)
+"""What is meant for the options, and would be passed over; editors add a suffix that Windows hides."""
+
 _GREYS: Final = ("I", "F")
 """How the modes begin that hold more than 8 bits a grey; the trainer makes white of most of them."""
 
-FileKind = Literal["picture", "video", "caption", "options", "unusable", "unseen", "other"]
+FileKind = Literal["picture", "video", "caption", "options", "misnamed", "unusable", "unseen", "other"]
 
 
 class BadFile(Exception):
@@ -66,8 +70,10 @@ class Looked:
 
 def kind_of(name: str) -> FileKind:
     """What a file in a dataset folder is, by its name."""
-    if name == "dataset.yaml":
+    if name == OPTIONS:
         return "options"
+    if _OPTIONS_ALMOST.fullmatch(name):
+        return "misnamed"
     path = PurePosixPath(name)
     if path.parent.name == "_controls" or any(part.startswith(".") for part in path.parts):
         return "unseen"

@@ -149,7 +149,7 @@ class BaseModels:
                 ErrorKind.MISSING_MODEL,
                 f"base model {base.name} is not in the bucket",
                 where=f"{BASE_MODELS}{base.name}/",
-                mend="Upload it there in diffusers format",
+                mend="Upload it there in diffusers format, then `dropbatch retry` the job",
             )
         folder.mkdir(parents=True, exist_ok=True)
         self._download(base, folder)
@@ -249,7 +249,8 @@ def _problem(stdout: str, stderr: str) -> str | None:
 def _explained(problem: str, base: BaseModel, *, has_token: bool) -> TaskFailed:
     url = f"https://huggingface.co/{base.repo}"
     if problem == "gated":
-        mend = f"Accept it at {url}" + ("" if has_token else ", and set HF_TOKEN to a token of that account")
+        token = "" if has_token else ", set HF_TOKEN to a token of that account"
+        mend = f"Accept it at {url}{token}, then `dropbatch retry` the job"
         return TaskFailed(
             ErrorKind.MISSING_MODEL,
             f"the licence of {base.repo} ({base.licence or 'see its page'}) is not accepted",

@@ -302,7 +302,8 @@ def test_the_same_content_again_trains_nothing_new(bench: Bench) -> None:
     drop_ready(bench, {**captioned(3), "dataset.yaml": b"replace: true"})
     manifests = work(bench)
     assert len(manifests) == 2
-    assert "only if its options are new" in manifests[1]["tasks"][0]["data"]["text"]
+    # No handler here trains: it ended invalid, and the same drop does not try again.
+    assert f"and runs no more by itself: `dropbatch train {NAME}`" in manifests[1]["tasks"][0]["data"]["text"]
     assert trainings(bench) == first
 
 
@@ -475,6 +476,12 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "caption not UTF-8": ({"000.txt": b"caf\xe9"}, "000.txt: is not UTF-8"),
     "clashing stems": ({"000.jpg": picture(9, form="JPEG")}, "000.jpg: has the same stem as 000.png"),
     "stems that differ in case": ({"A.png": picture(8), "a.png": picture(9)}, "A.png: has the same stem"),
+    "options called otherwise": ({"Dataset.YML": b"train: false"}, "Dataset.YML: is not read"),
+    "options with a suffix that is not shown": (
+        {"dataset.yaml.txt": b"train: false"},
+        "dataset.yaml.txt: is not read: the options' name is dataset.yaml",
+    ),
+    "a name too long": ({f"{'é' * 101}.png": picture(9)}, f"{'é' * 101}.png: has too long a name"),
     "unusable format": ({"moving.gif": picture(3, form="GIF")}, "moving.gif: is of a format"),
     "a video for a picture model": ({"clip.mp4": b"\0\0\0\x18ftypmp42" + bytes(90)}, "clip.mp4: "),
 }

@@ -478,6 +478,25 @@ def test_a_missing_base_model_names_where_to_put_it(studio: Studio) -> None:
     assert studio.trained() == []
 
 
+def test_a_folder_dropped_again_after_its_training_failed_names_the_retry(studio: Studio) -> None:
+    """The same content is the same training, which has ended: without a word, nothing would happen."""
+    settings = {**SETTINGS, "base_model": "later"}
+    studio.drop_dataset(settings=settings)
+    studio.work()
+    first = studio.manifest()
+    assert "then `dropbatch retry" in error_of(first)[1]
+    for name in ("model_index.json", "unet/weights.bin"):
+        studio.main.put(f"models/later/{name}", b"{}")
+    studio.bench.clock.advance(3600)
+    studio.drop_dataset(settings=settings)
+    studio.work()
+    *_, second = studio.manifests("ingest")
+    said = second.tasks[0].data["text"]
+    assert f"failed and runs no more by itself: `dropbatch retry {first.job_id}`" in said
+    assert studio.trained() == []
+    assert retry(studio, first, "failed").outcome is Outcome.DONE
+
+
 def test_more_pictures_train_a_second_version_and_move_the_pointer(studio: Studio) -> None:
     """The old LoRA stays; `latest` names the new one."""
     studio.drop_dataset()

@@ -8,15 +8,13 @@ brings along. Paths are not part of a config until a run puts in its own.
 from __future__ import annotations
 
 import copy
-import io
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-
 from handlers.train.options import TrainOptions
 from handlers.train.presets import BaseModel, Preset, load_preset, preset_files
+from handlers.train.prompts import check_prompt
 from processor.errors import ErrorKind, JobInvalid
 from processor.models import Scalar
 from processor.problems import did_you_mean
@@ -278,18 +276,6 @@ def raw_trigger(config: Mapping[str, Any]) -> str | None:
     return word if isinstance(word, str) and word else None
 
 
-def to_yaml(name: str, process: Process) -> bytes:
-    """A config file as the trainer reads it, of one process."""
-    document = {
-        "job": "extension",
-        "config": {"name": name, "process": [process]},
-        "meta": {"name": "[name]", "version": "1.0"},
-    }
-    stream = io.BytesIO()
-    YAML(typ="safe", pure=True).dump(document, stream)
-    return stream.getvalue()
-
-
 def _only_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The one process in a config, however much of the file around it is there."""
     inner = config.get("config", config)
@@ -348,10 +334,7 @@ def _checked(value: Any, types: tuple[type, ...], path: str, where: str) -> Any:
 
 
 def check_text(value: str, *, where: str) -> str:
-    """A user's text that goes into a config: bounded, with nothing the trainer expands, and no path.
-
-    Options may stand in a prompt, `--w 512`; the one that is refused has the trainer open a file.
-    """
+    """A user's text that goes into a config: bounded, with nothing the trainer expands, and no path."""
     if "${" in value or "--ctrl_img" in value or "\0" in value or len(value) > _MAX_TEXT:
         raise JobInvalid(
             f"at most {_MAX_TEXT} characters, without ${{…}} and --ctrl_img",
@@ -361,11 +344,27 @@ def check_text(value: str, *, where: str) -> str:
     return value
 
 
+def _check_train(train: Mapping[str, Any]) -> None:
+    """What the trainer would refuse once the model is loaded, on a rented GPU."""
+    if train.get("train_text_encoder"):
+        for key in ("cache_text_embeddings", "unload_text_encoder"):
+            if train.get(key):
+                raise JobInvalid(
+                    f"the text encoder can't be trained where {key} is true",
+                    where="train_text_encoder",
+                    mend="Leave it out: this base model is trained without its text encoder",
+                )
+    if train.get("optimizer") == "lion":
+        raise JobInvalid("the trainer lacks the package of lion", where="optimizer", mend="Use lion8bit")
+
+
 def _finished(process: Process, trigger: str) -> Process:
     """With what every run has: the trigger word, and it as the caption of what has none."""
     check_text(trigger, where="trigger_word")
     for prompt in process.get("sample", {}).get("prompts", []):
         check_text(prompt, where="sample_prompts")
+        check_prompt(prompt, trigger, where="sample_prompts")
+    _check_train(process["train"])
     if "sample" in process:
         process["sample"].setdefault("neg", "")
     process["trigger_word"] = trigger

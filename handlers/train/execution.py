@@ -21,7 +21,7 @@ from handlers.train.checkpoints import (
     Snapshot,
     take_snapshot,
 )
-from handlers.train.config import to_yaml
+from handlers.train.config_file import to_yaml
 from handlers.train.curve import Curve
 from handlers.train.dataset_copy import copy_dataset
 from handlers.train.pace import Pace

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.train.checkpoints import CheckpointStore
-from handlers.train.config import to_yaml
+from handlers.train.config_file import to_yaml
 from handlers.train.curve import Curve, draw_curve, thinned
 from handlers.train.planning import Run
 from handlers.train.verdict import unfinished

@@ -93,8 +93,8 @@ class BaseModels:
         is here, and placeholders of empty folders are nothing.
 
         Raises:
-            TaskFailed: MISSING_MODEL, naming where it was looked for; a licence not accepted;
-                UNAVAILABLE when a download ended early.
+            TaskFailed: MISSING_MODEL, naming where it was looked for, or what it lacks; a licence not
+                accepted; UNAVAILABLE when a download ended early.
             StoreError: the bucket could not be read. What was fetched is kept; the next call goes on.
         Cost: 1 request per 1,000 files, 1 per file that is not here as the bucket has it.
         """
@@ -109,7 +109,15 @@ class BaseModels:
             }
             if wanted:
                 self._from_bucket(store, wanted, folder)
-            elif not (folder / _WHOLE).exists():
+                if (lacking := _lacking(base, folder)) is not None:
+                    raise TaskFailed(
+                        ErrorKind.MISSING_MODEL,
+                        f"base model {base.name} is not whole: {lacking} is missing",
+                        where=prefix,
+                        mend="Upload all of it in diffusers format, then `dropbatch retry` the job",
+                    )
+                (folder / _WHOLE).touch()
+            elif not (folder / _WHOLE).exists() or _lacking(base, folder) is not None:
                 self._from_hub(base, folder)
         return folder
 
@@ -141,7 +149,6 @@ class BaseModels:
             _write_note(folder, {name: noted[name] for name in wanted if name in noted} | here)
         if here != noted:
             _write_note(folder, here)
-        (folder / _WHOLE).touch()
 
     def _from_hub(self, base: BaseModel, folder: Path) -> None:
         if base.repo is None or self._download is None:
@@ -185,6 +192,21 @@ def _files(folder: Path) -> list[Path]:
     """What lies in a model's folder and is not ours, leftovers of broken downloads, too."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path for path in paths if path.relative_to(folder).as_posix() not in _OURS]
+
+
+def _lacking(base: BaseModel, folder: Path) -> str | None:
+    """A file that the trainer would miss, once it has a GPU: an upload may be under way, or of one file."""
+    if base.diffusers and not (folder / _INDEX).is_file():
+        return _INDEX
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        try:
+            shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"what {index.relative_to(folder)} should say"
+        for shard in sorted(shards):
+            if not (index.parent / shard).is_file():
+                return (index.parent / shard).relative_to(folder).as_posix()
+    return None
 
 
 def _remove(path: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from handlers.ingest.records import Dataset
 from handlers.train.config import Process, own_base, preset_process, raw_base, raw_process, raw_trigger
 from handlers.train.expected import expectations, seconds_of, weight_of
 from handlers.train.options import NO_VIDEOS, read_options
-from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset
+from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset, preset_archs
 from handlers.train.sampling import test_render
 from handlers.train.settings import TrainSettings
 from processor.datasets import is_dataset_name
@@ -182,7 +182,9 @@ def _config(
     if preset is None:
         named, config = changes.pop("base_model", None), job.config or {}
         base = own_base(str(named), where=where) if named else raw_base(config)
-        return raw_process(config, changes, trigger=trigger), base
+        process = raw_process(config, changes, trigger=trigger)
+        known = process["model"].get("arch", "sd1") in preset_archs()
+        return process, base if known else base.model_copy(update={"diffusers": False})
     options = read_options(preset.settings, changes, where="settings")
     base = own_base(options.base_model, where=where) if options.base_model else preset.base
     return preset_process(preset, options, trigger=trigger), base

@@ -73,6 +73,19 @@ def test_a_full_config_is_estimated_too() -> None:
     assert 240 < expected_s(planned(config=config)) < 400
 
 
+@pytest.mark.parametrize(
+    ("model", "diffusers"),
+    [({"arch": "flux"}, True), ({"is_xl": True}, True), ({}, True), ({"arch": "chroma"}, False)],
+)
+def test_only_architectures_that_have_a_preset_must_be_in_diffusers_format(
+    model: dict[str, Any], diffusers: bool
+) -> None:
+    """Some of the others are one file, which no preset's model is."""
+    config = {"process": [{"train": {"steps": 100}, "model": {"name_or_path": "mine", **model}}]}
+    (task,) = planned(config=config).tasks
+    assert task.payload["base"]["diffusers"] is diffusers
+
+
 def test_a_rehearsal_teaches_nothing() -> None:
     """Its seconds are no training's; on paper another machine may be the one that trains."""
     assert planned(preset="sd15").shape == "train-sd1"

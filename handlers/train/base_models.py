@@ -12,10 +12,11 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
 
 from handlers.model_cache import bring
 from handlers.train.presets import BaseModel
@@ -26,7 +27,9 @@ from processor.layout import BASE_MODELS
 from processor.parallel import each
 from processor.store import ObjectInfo, Store, check_key
 
-Download = Callable[[BaseModel, Path], None]
+Check = Callable[[], None]
+"""Called about twice a second while something takes long; raises to end it."""
+Download = Callable[[BaseModel, Path, Check], None]
 """Puts a model's repository into an empty folder; raises TaskFailed."""
 
 _WHOLE: Final = ".dropbatch-whole"
@@ -40,6 +43,7 @@ _INDEX: Final = "model_index.json"
 Mark = list[int | str]
 """Size in bytes, and the version, or where there are none the time: what LIST says of an object."""
 _THREADS: Final = 4
+_POLL_S: Final = 0.5
 
 _FETCH: Final = """
 import json, os, sys
@@ -82,7 +86,7 @@ class BaseModels:
         self._directory = directory
         self._download = download
 
-    def ensure(self, store: Store, base: BaseModel) -> Path:
+    def ensure(self, store: Store, base: BaseModel, *, check: Check = lambda: None) -> Path:
         """Bring a base model here, as the bucket has it now. Do this on a CPU before a GPU is rented.
 
         Where the bucket has the model, the folder becomes its copy: what else lies in it is removed,
@@ -100,7 +104,7 @@ class BaseModels:
         """
         folder = self._directory / base.name
         prefix = f"{BASE_MODELS}{base.name}/"
-        with self._lock(base.name):
+        with self._lock(base.name, check):
             files = [item for page in store.list(prefix) for item in page.objects if not item.delete_marker]
             wanted = {
                 name: item
@@ -108,7 +112,7 @@ class BaseModels:
                 if not item.key.endswith("/") and _is_models(name := check_key(item.key)[len(prefix) :])
             }
             if wanted:
-                self._from_bucket(store, wanted, folder)
+                self._from_bucket(store, wanted, folder, check)
                 if (lacking := _lacking(base, folder)) is not None:
                     raise TaskFailed(
                         ErrorKind.MISSING_MODEL,
@@ -118,10 +122,10 @@ class BaseModels:
                     )
                 (folder / _WHOLE).touch()
             elif not (folder / _WHOLE).exists() or _lacking(base, folder) is not None:
-                self._from_hub(base, folder)
+                self._from_hub(base, folder, check)
         return folder
 
-    def _from_bucket(self, store: Store, wanted: dict[str, ObjectInfo], folder: Path) -> None:
+    def _from_bucket(self, store: Store, wanted: dict[str, ObjectInfo], folder: Path, check: Check) -> None:
         noted = _read_note(folder)
         here = {
             name: _mark(item)
@@ -144,13 +148,14 @@ class BaseModels:
             bring(store, wanted[name], folder / name)
 
         for name, _ in each(fetch, [name for name in wanted if name not in here], threads=_THREADS):
+            check()
             here[name] = _mark(wanted[name])
             # What is still to come stays noted as what it was, so that a next call does not guess.
             _write_note(folder, {name: noted[name] for name in wanted if name in noted} | here)
         if here != noted:
             _write_note(folder, here)
 
-    def _from_hub(self, base: BaseModel, folder: Path) -> None:
+    def _from_hub(self, base: BaseModel, folder: Path, check: Check) -> None:
         if base.repo is None or self._download is None:
             raise TaskFailed(
                 ErrorKind.MISSING_MODEL,
@@ -159,15 +164,25 @@ class BaseModels:
                 mend="Upload it there in diffusers format, then `dropbatch retry` the job",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        self._download(base, folder)
+        self._download(base, folder, check)
         (folder / _WHOLE).touch()
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str, check: Check) -> Iterator[None]:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / f".{name}.lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            while not _locked(stream):
+                check()
+                time.sleep(_POLL_S)
             yield
+
+
+def _locked(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_models(name: str) -> bool:
@@ -236,24 +251,38 @@ def _write_note(folder: Path, marks: dict[str, Mark]) -> None:
 def hub_download(python: Path) -> Download:
     """Downloads from Hugging Face with a given Python: the only process that sees the token."""
 
-    def download(base: BaseModel, folder: Path) -> None:
+    def download(base: BaseModel, folder: Path, check: Check) -> None:
         token = os.environ.get("HF_TOKEN", "")
         with tempfile.TemporaryDirectory() as home:
             environment = scrubbed_environment(Path(home), **({"HF_TOKEN": token} if token else {}))
-            result = subprocess.run(
+            with subprocess.Popen(
                 [str(python), "-c", _FETCH, str(base.repo), str(folder)],
                 env=environment,
                 cwd=home,
-                capture_output=True,
-                text=True,
-                check=False,
                 stdin=subprocess.DEVNULL,
-            )
-        problem = _problem(result.stdout, result.stderr)
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                stdout, stderr = _heard(process, check)
+        problem = _problem(stdout, stderr)
         if problem is not None:
             raise _explained(problem, base, has_token=bool(token))
 
     return download
+
+
+def _heard(process: subprocess.Popen[str], check: Check) -> tuple[str, str]:
+    """Both streams of a process that ends by itself, or with the check that says to stop."""
+    try:
+        while True:
+            try:
+                return process.communicate(timeout=_POLL_S)
+            except subprocess.TimeoutExpired:
+                check()
+    except BaseException:
+        process.kill()
+        raise
 
 
 def _problem(stdout: str, stderr: str) -> str | None:

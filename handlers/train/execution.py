@@ -29,7 +29,15 @@ from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
 from handlers.train.settings import TrainSettings
-from handlers.train.trainlog import NanLoss, OptimizerLost, OptimizerSaved, Saved, Step, read_piece
+from handlers.train.trainlog import (
+    BatchSkipped,
+    NanLoss,
+    OptimizerLost,
+    OptimizerSaved,
+    Saved,
+    Step,
+    read_piece,
+)
 from handlers.train.uploads import Uploader
 from handlers.train.verdict import failure, nan_loss, not_resumed
 from processor.errors import ErrorKind, TaskFailed
@@ -79,6 +87,8 @@ class Training:
         self._pace = Pace(start=0, steps=self._run.steps, save_every=self._run.save_every)
         self._saved: Path | None = None
         self._sampled: set[str] = set()
+        self._skipped = 0
+        """Steps of this run that taught nothing."""
         self._saved_at = -1
         """Step of a save whose samples are still to be looked for."""
         self._finish_s = settings.stop_grace_s
@@ -126,6 +136,7 @@ class Training:
             seconds=seconds,
             total_seconds=self._seconds_before + seconds,
             resumed_from=self._resumed.step if self._resumed else None,
+            skipped=self._skipped,
             log=child.log,
         )
 
@@ -141,7 +152,7 @@ class Training:
         self._folder.mkdir(parents=True)
         copy_dataset(context.stores.datasets, run.dataset, run.fingerprint, self._dataset, progress=progress)
         context.progress(Progress(f"fetching {run.base.name}", 0, 1))
-        base = self._bases.ensure(context.stores.models, run.base)
+        base = self._bases.ensure(context.stores.models, run.base, check=context.stop.check)
         self._resume()
         context.stop.check()
         return base
@@ -204,6 +215,8 @@ class Training:
                 uploader.add_samples(self._new_samples())
         elif isinstance(event, NanLoss):
             raise nan_loss(self._step)
+        elif isinstance(event, BatchSkipped):
+            self._skipped += 1
         elif isinstance(event, Saved):
             self._saved = self._folder / event.path.name
         elif isinstance(event, OptimizerSaved | OptimizerLost) and self._saved is not None:

@@ -22,6 +22,7 @@ _ESCAPES: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SAVED: Final = "Saved checkpoint to "
 _SAVED_OPTIMIZER: Final = "Saved optimizer to "
 _LOST_OPTIMIZER: Final = "Could not save optimizer"
+_SKIPPED: Final = "OOM during training step, skipping batch"
 _FOUND_STEP: Final = re.compile(r"Found step (\d+) in metadata")
 _MAX_PIECE: Final = 100_000
 
@@ -66,7 +67,12 @@ class NanLoss:
     """A loss was no number. The trainer sets it to zero and goes on as if nothing were."""
 
 
-Event = Step | Saved | OptimizerSaved | OptimizerLost | Resumed | NanLoss
+@dataclass(frozen=True, slots=True)
+class BatchSkipped:
+    """A step ran out of the GPU's memory. The trainer goes on, unless three follow each other."""
+
+
+Event = BatchSkipped | Step | Saved | OptimizerSaved | OptimizerLost | Resumed | NanLoss
 
 
 class Pieces:
@@ -98,6 +104,8 @@ def read_piece(piece: str, name: str) -> Event | None:
         return OptimizerSaved()
     if piece.startswith(_LOST_OPTIMIZER):
         return OptimizerLost()
+    if _SKIPPED in piece:
+        return BatchSkipped()
     if "loss is nan" in piece:
         return NanLoss()
     if match := _FOUND_STEP.search(piece):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,25 @@ def test_the_downloader_alone_gets_the_token(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "seen").unlink()
     models.ensure(MemoryStore(), BASE)
     assert not (tmp_path / "seen").exists()
+
+
+def test_a_stop_ends_a_download_and_the_wait_for_another(tmp_path: Path) -> None:
+    """A base model takes an hour, and a preempted machine has half a minute."""
+    sleeping = hub_download(hub(tmp_path, "import time; time.sleep(60)"))
+    calls = []
+
+    def stop() -> None:
+        calls.append(1)
+        raise TaskFailed(ErrorKind.PREEMPTED, "stopped while it ran")
+
+    models = BaseModels(tmp_path / "base", sleeping)
+    began = time.monotonic()
+    with pytest.raises(TaskFailed, match="stopped"):
+        models.ensure(MemoryStore(), BASE, check=stop)
+    with models._lock(BASE.name, stop), pytest.raises(TaskFailed, match="stopped"):
+        models.ensure(MemoryStore(), BASE, check=stop)
+    assert len(calls) == 2
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

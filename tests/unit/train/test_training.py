@@ -266,6 +266,16 @@ def test_a_batch_that_is_skipped_for_want_of_memory_is_not_the_end(studio: Studi
     assert (kind, "cosmic ray" in what) == (ErrorKind.CRASHED, True), what
 
 
+def test_steps_that_were_skipped_are_told_of_in_the_result(studio: Studio) -> None:
+    """A training of which half taught nothing is done, but not as it was asked for."""
+    studio.rescript(at={"2": "skip a batch", "4": "skip a batch"})
+    studio.drop_dataset()
+    studio.work()
+    data = studio.manifest().tasks[0].data
+    assert data["skipped_steps"] == 2
+    assert "WARNING: for 2 steps the GPU had too little memory" in data["text"]
+
+
 def test_the_trainers_log_is_kept_without_bars(studio: Studio) -> None:
     """What it said is what explains a failure."""
     studio.rescript(at={"4": "cosmic ray"}, always=True)

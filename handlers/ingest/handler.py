@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from processor.config import Settings
 
 _CHECK_THREADS = 8
-"""Pictures decoded at a time; each may take some hundred megabytes for a moment."""
+"""Files looked at at a time; of large pictures fewer are decoded at once (`pictures.Pixels`)."""
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _MAX_KEPT_BYTES = 32 * 1024
 """Of options that are kept for the next drop, in a pointer: a small file."""

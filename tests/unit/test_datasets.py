@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from handlers.ingest import IngestHandler
-from handlers.ingest.pictures import Looked
+from handlers.ingest.pictures import Looked, Pixels, look_at_picture
 from processor.datasets import parse_listed, take_inventory
 from processor.dispatch import process
 from processor.errors import JobInvalid, StoreUnavailable
@@ -512,6 +513,45 @@ def test_a_picture_that_claims_a_billion_pixels_is_refused_unread(bench: Bench) 
     drop_ready(bench, {**captioned(3), "bomb.png": bytes(bomb)})
     (manifest,) = work(bench)
     assert any("pixels" in detail for detail in manifest["error"]["details"])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_large_photograph_is_seen_upright_from_a_small_copy(tmp_path: Path, form: str) -> None:
+    """Its size is the whole one's, its look that of the same picture small."""
+    scene = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    scene.paste((200, 30, 30), (900, 100, 1500, 700))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    looks = []
+    for k, size in enumerate(((1600, 1200), (800, 600))):
+        path = tmp_path / f"{k}.{form.lower()}"
+        scene.resize(size).save(path, form, exif=exif)
+        looks.append(look_at_picture(path))
+    whole, small = looks
+    assert ((whole.width, whole.height), (small.width, small.height)) == ((1200, 1600), (600, 800))
+    assert whole.look is not None
+    assert small.look is not None
+    assert (whole.look ^ small.look).bit_count() <= 1
+    assert all(abs(a - b) <= 4 for a, b in zip(whole.colour, small.colour, strict=True))
+
+
+def test_large_pictures_wait_for_each_other() -> None:
+    """Eight threads may not decode eight of the largest at once; one alone is always let in."""
+    pixels, order = Pixels(10), []
+
+    def decode() -> None:
+        with pixels.held(4):
+            order.append("second in")
+
+    second = threading.Thread(target=decode)
+    with pixels.held(20):
+        second.start()
+        second.join(0.1)
+        order.append("first out")
+    second.join()
+    assert order == ["first out", "second in"]
+    with pixels.held(4), pixels.held(6):
+        pass
 
 
 def test_too_few_pictures_fail_the_folder(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from processor.records import Manifest, Plan, Task
 
 Basis = Literal["learned", "similar", "declared", "guessed"]
 """`learned`: from tasks with the same models on that GPU. `similar`: of the same shape, with other
-models or on another GPU. `declared`: the workflow says so. `guessed`: nothing is known."""
+models or on another GPU. `declared`: the workflow or the preset says so. `guessed`: nothing is known."""
 
 MIN_SAMPLES = 5
 GUESS_S = 10.0

@@ -105,7 +105,7 @@ class Plan(Model):
     shape: str = ""
     """Equal for jobs whose tasks take alike; for estimates only."""
     typical_seconds: float | None = None
-    """Of one task, where the workflow says so."""
+    """Of one task, where the workflow or the preset says so; their mean where it says so of each."""
     retried: list[JobId] = []
     """The jobs whose failed tasks this plan runs again, the nearest first."""
     warnings: list[str] = []

@@ -34,7 +34,7 @@ MAX_JOBS = 20
 
 def findable(machine: Machine, manifest: Manifest) -> None:
     """Let later jobs find this one's results. Cost: 1 request, none where there is nothing to reuse."""
-    if manifest.plan is None or not manifest.plan.shape:
+    if manifest.kind != "render" or manifest.plan is None or not manifest.plan.shape:
         return
     if any(result.status == "done" and result.reused_from is None for result in manifest.tasks):
         key = reuse_key(manifest.plan.shape, manifest.finished_at, manifest.job_id)

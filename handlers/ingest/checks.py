@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Final
 
 from handlers.ingest.options import DatasetOptions
@@ -16,6 +17,10 @@ FEW: Final = 10
 _FAR_FROM_SQUARE: Final = 3.0
 _NEAR_BITS: Final = 3
 _BAND_BITS: Final = 16
+_MAX_NAME_BYTES: Final = 255
+"""Of a file or folder on a disk."""
+_MAX_STEM_BYTES: Final = 200
+"""The trainer's caches are called after the stem, with a hash and a suffix."""
 _NEAR_COLOUR: Final = 24
 
 
@@ -39,10 +44,24 @@ def check_set(report: Report, files: Sequence[DatasetFile], options: DatasetOpti
         for file in examples:
             if file.kind == "video":
                 report.error(why, file.name)
+    _check_names(report, files)
     _check_stems(report, files)
     _check_captions(report, examples, captions, trigger)
     _check_sizes(report, examples, options.train_options())
     _check_duplicates(report, examples)
+
+
+def _check_names(report: Report, files: Sequence[DatasetFile]) -> None:
+    """A store takes longer names than the disk on which the trainer reads them."""
+    for file in files:
+        path = PurePosixPath(file.name)
+        longest = max(len(part.encode()) for part in path.parts)
+        if longest > _MAX_NAME_BYTES or len(path.stem.encode()) > _MAX_STEM_BYTES:
+            report.error(
+                f"has too long a name: at most {_MAX_STEM_BYTES} bytes before the suffix, and "
+                f"{_MAX_NAME_BYTES} a folder",
+                file.name,
+            )
 
 
 def _check_stems(report: Report, files: Sequence[DatasetFile]) -> None:

@@ -49,6 +49,8 @@ def examine(path: Path, name: str, sha256: str) -> DatasetFile | Finding:
 
 def left_out(name: str, kind: FileKind) -> Finding:
     """What a file that is no data means for its folder."""
+    if kind == "misnamed":
+        return Finding("error", f"is not read: the options' name is {OPTIONS}, and nothing else", name)
     if kind == "unusable":
         return Finding("error", "is of a format that the trainer leaves out; save it as PNG or JPEG", name)
     if kind == "unseen":

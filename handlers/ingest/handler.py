@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,17 @@ from processor.datasets import CONTROL, OPTIONS, FrozenFile, Inventory, folder_k
 from processor.errors import ErrorKind, JobInvalid, NotFound, TaskFailed
 from processor.folders import MAX_INVENTORY_BYTES
 from processor.handler import LocalFile, PlanContext, Progress, Stores, TaskContext, TaskOutput, Work
-from processor.layout import dataset_latest_key, dataset_prefix, execution_prefix
+from processor.layout import (
+    dataset_latest_key,
+    dataset_prefix,
+    emitted_job_id,
+    execution_prefix,
+    manifest_key,
+)
 from processor.models import IngestJob, JobBase
 from processor.parallel import each
 from processor.pointers import Pointer, read_pointer
-from processor.records import Plan, Task, canonical_hash
+from processor.records import Manifest, Outcome, Plan, Task, canonical_hash
 from processor.spelling import plural
 from processor.store import Store, read_bytes
 
@@ -33,7 +40,8 @@ if TYPE_CHECKING:
     from processor.config import Settings
 
 _CHECK_THREADS = 8
-"""Pictures decoded at a time; each may take some hundred megabytes for a moment."""
+"""Files looked at at a time; of large pictures fewer are decoded at once (`pictures.Pixels`)."""
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _MAX_KEPT_BYTES = 32 * 1024
 """Of options that are kept for the next drop, in a pointer: a small file."""
 
@@ -173,7 +181,7 @@ class _Ingest:
     def _look_at(self, frozen: FrozenFile) -> DatasetFile | Finding:
         """Fetch one file, look at it, and let it go: the disk holds a few at a time. Cost: 1 request."""
         kind = kind_of(frozen.name)
-        if kind in ("unusable", "unseen", "other"):
+        if kind in ("misnamed", "unusable", "unseen", "other"):
             return left_out(frozen.name, kind)
         if frozen.size_bytes > MAX_FILE_BYTES:
             return Finding("error", f"{frozen.size_bytes:,} bytes; at most {MAX_FILE_BYTES:,}", frozen.name)
@@ -235,9 +243,6 @@ class _Ingest:
         said = f"{plural(dataset.examples, 'example')} in {where}"
         if known:
             said = f"The same content as {where}, which is there already"
-            if self._options.train:
-                # Whether the training has run is known where it is dropped, by its id.
-                said += "; it is trained only if its options are new"
         elif joined is not None:
             said += f", joined with version {joined.fingerprint}"
         if self._report.options_of:
@@ -261,7 +266,23 @@ class _Ingest:
                 "parent": where,
                 "name": f"{dataset.name}-train-{canonical_hash(said_once)[:8]}",
             }
+            if known:
+                data["text"] += self._of_its_training(emitted_job_id(where, data["train"]["name"]))
         return data
+
+    def _of_its_training(self, job_id: str) -> str:
+        """What becomes of a training whose id follows from what was dropped again. Cost: 2 requests."""
+        key = manifest_key(job_id)
+        manifest = None
+        page = next(iter(self._stores.main.list(key)))  # a missing key may answer 403
+        if any(item.key == key and not item.delete_marker for item in page.objects):
+            data = read_bytes(self._stores.main, key, limit_bytes=_MAX_MANIFEST_BYTES)
+            with suppress(ValidationError):  # which is said where that job is settled
+                manifest = Manifest.model_validate_json(data)
+        if manifest is None or manifest.outcome is Outcome.DONE:
+            return "; it is trained only if its options are new"
+        again = f"dropbatch retry {job_id}" if manifest.plan else f"dropbatch train {self._name}"
+        return f"; its training is {manifest.outcome.value} and runs no more by itself: `{again}`"
 
 
 def _read_inventory(store: Store, key: str) -> Inventory:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
@@ -9,7 +13,7 @@ from typing import Final, Literal
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from handlers.ingest.records import CAPTION
-from processor.datasets import VIDEOS
+from processor.datasets import OPTIONS, VIDEOS
 from processor.pictures import open_picture
 
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -40,12 +44,19 @@ MAX_PIXELS: Final = 64_000_000
 """Larger pictures are refused before they are decoded: a small file can claim any size."""
 MAX_FILE_BYTES: Final = 2 * 1024**3
 MAX_CAPTION_BYTES: Final = 64 * 1024
+_LOOK_SIDE: Final = 1024
+"""Pixels of the longer side of what a picture's look is taken from."""
+_ORIENTATION: Final = 0x0112
+_SIDEWAYS: Final = (5, 6, 7, 8)
 _FTYP_AT: Final = slice(4, 8)
+
+_OPTIONS_ALMOST: Final = re.compile(r"dataset\.ya?ml(\.txt)?", re.IGNORECASE)
+"""What is meant for the options, and would be passed over; editors add a suffix that Windows hides."""
 
 _GREYS: Final = ("I", "F")
 """How the modes begin that hold more than 8 bits a grey; the trainer makes white of most of them."""
 
-FileKind = Literal["picture", "video", "caption", "options", "unusable", "unseen", "other"]
+FileKind = Literal["picture", "video", "caption", "options", "misnamed", "unusable", "unseen", "other"]
 
 
 class BadFile(Exception):
@@ -66,8 +77,10 @@ class Looked:
 
 def kind_of(name: str) -> FileKind:
     """What a file in a dataset folder is, by its name."""
-    if name == "dataset.yaml":
+    if name == OPTIONS:
         return "options"
+    if _OPTIONS_ALMOST.fullmatch(name):
+        return "misnamed"
     path = PurePosixPath(name)
     if path.parent.name == "_controls" or any(part.startswith(".") for part in path.parts):
         return "unseen"
@@ -88,13 +101,9 @@ def look_at_picture(path: Path) -> Looked:
         BadFile: it does not decode, or is too large to.
     """
     try:
-        with open_picture(path, formats=_FORMATS) as opened:
-            _check_header(opened)
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-            width, height = image.size
-            look = _difference_hash(image)
-            pixel = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+        image, (width, height) = _decoded(path)
+        look = _difference_hash(image)
+        pixel = image.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     except BadFile:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -105,6 +114,49 @@ def look_at_picture(path: Path) -> Looked:
         raise BadFile(f"does not decode: {error!s:.200}; save it anew as PNG or JPEG") from None
     colour = tuple(pixel) if isinstance(pixel, tuple) else (0, 0, 0)
     return Looked(width, height, look, (int(colour[0]), int(colour[1]), int(colour[2])))
+
+
+def _decoded(path: Path) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture, upright and small enough to be looked at, and its whole size.
+
+    Of the whole one there is no copy: a large picture is a quarter of a gigabyte.
+    """
+    with open_picture(path, formats=_FORMATS) as opened:
+        _check_header(opened)
+        with _DECODED.held(opened.width * opened.height):
+            opened.load()
+            small = opened
+            if (longest := max(opened.size)) > _LOOK_SIDE:
+                size = [max(1, side * _LOOK_SIDE // longest) for side in opened.size]
+                small = opened.resize((size[0], size[1]), Image.Resampling.NEAREST)
+            turned = opened.getexif().get(_ORIENTATION) in _SIDEWAYS
+            width, height = opened.size
+            return ImageOps.exif_transpose(small), (height, width) if turned else (width, height)
+
+
+class Pixels:
+    """What is decoded at a time, whatever the threads: each waits until there is room for its picture."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def held(self, pixels: int) -> Iterator[None]:
+        """While inside, these count; one picture alone is always let in."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self._limit)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify_all()
+
+
+_DECODED: Final = Pixels(MAX_PIXELS)
 
 
 def _check_header(picture: Image.Image) -> None:

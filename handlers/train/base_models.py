@@ -12,10 +12,11 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
 
 from handlers.model_cache import bring
 from handlers.train.presets import BaseModel
@@ -26,7 +27,9 @@ from processor.layout import BASE_MODELS
 from processor.parallel import each
 from processor.store import ObjectInfo, Store, check_key
 
-Download = Callable[[BaseModel, Path], None]
+Check = Callable[[], None]
+"""Called about twice a second while something takes long; raises to end it."""
+Download = Callable[[BaseModel, Path, Check], None]
 """Puts a model's repository into an empty folder; raises TaskFailed."""
 
 _WHOLE: Final = ".dropbatch-whole"
@@ -40,14 +43,26 @@ _INDEX: Final = "model_index.json"
 Mark = list[int | str]
 """Size in bytes, and the version, or where there are none the time: what LIST says of an object."""
 _THREADS: Final = 4
+_POLL_S: Final = 0.5
 
 _FETCH: Final = """
-import json, sys
-from huggingface_hub import snapshot_download
+import json, os, sys
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 repo, folder = sys.argv[1:3]
+passed_over = (".gguf", ".onnx", ".msgpack", ".h5")
 try:
-    snapshot_download(repo, local_dir=folder, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack", "*.h5"])
+    # Asked first: out of reach of the hub, snapshot_download is content with whatever the folder has.
+    info = HfApi().model_info(repo, files_metadata=True)
+    snapshot_download(
+        repo, revision=info.sha, local_dir=folder, ignore_patterns=["*" + suffix for suffix in passed_over]
+    )
+    for file in info.siblings:
+        if file.rfilename.endswith(passed_over):
+            continue
+        path = os.path.join(folder, file.rfilename)
+        if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+            raise OSError(f"{file.rfilename} did not come whole")
 except GatedRepoError:
     print(json.dumps({"problem": "gated"}))
 except RepositoryNotFoundError:
@@ -71,7 +86,7 @@ class BaseModels:
         self._directory = directory
         self._download = download
 
-    def ensure(self, store: Store, base: BaseModel) -> Path:
+    def ensure(self, store: Store, base: BaseModel, *, check: Check = lambda: None) -> Path:
         """Bring a base model here, as the bucket has it now. Do this on a CPU before a GPU is rented.
 
         Where the bucket has the model, the folder becomes its copy: what else lies in it is removed,
@@ -82,14 +97,14 @@ class BaseModels:
         is here, and placeholders of empty folders are nothing.
 
         Raises:
-            TaskFailed: MISSING_MODEL, naming where it was looked for; a licence not accepted;
-                UNAVAILABLE when a download ended early.
+            TaskFailed: MISSING_MODEL, naming where it was looked for, or what it lacks; a licence not
+                accepted; UNAVAILABLE when a download ended early.
             StoreError: the bucket could not be read. What was fetched is kept; the next call goes on.
         Cost: 1 request per 1,000 files, 1 per file that is not here as the bucket has it.
         """
         folder = self._directory / base.name
         prefix = f"{BASE_MODELS}{base.name}/"
-        with self._lock(base.name):
+        with self._lock(base.name, check):
             files = [item for page in store.list(prefix) for item in page.objects if not item.delete_marker]
             wanted = {
                 name: item
@@ -97,12 +112,20 @@ class BaseModels:
                 if not item.key.endswith("/") and _is_models(name := check_key(item.key)[len(prefix) :])
             }
             if wanted:
-                self._from_bucket(store, wanted, folder)
-            elif not (folder / _WHOLE).exists():
-                self._from_hub(base, folder)
+                self._from_bucket(store, wanted, folder, check)
+                if (lacking := _lacking(base, folder)) is not None:
+                    raise TaskFailed(
+                        ErrorKind.MISSING_MODEL,
+                        f"base model {base.name} is not whole: {lacking} is missing",
+                        where=prefix,
+                        mend="Upload all of it in diffusers format, then `dropbatch retry` the job",
+                    )
+                (folder / _WHOLE).touch()
+            elif not (folder / _WHOLE).exists() or _lacking(base, folder) is not None:
+                self._from_hub(base, folder, check)
         return folder
 
-    def _from_bucket(self, store: Store, wanted: dict[str, ObjectInfo], folder: Path) -> None:
+    def _from_bucket(self, store: Store, wanted: dict[str, ObjectInfo], folder: Path, check: Check) -> None:
         noted = _read_note(folder)
         here = {
             name: _mark(item)
@@ -125,31 +148,41 @@ class BaseModels:
             bring(store, wanted[name], folder / name)
 
         for name, _ in each(fetch, [name for name in wanted if name not in here], threads=_THREADS):
+            check()
             here[name] = _mark(wanted[name])
             # What is still to come stays noted as what it was, so that a next call does not guess.
             _write_note(folder, {name: noted[name] for name in wanted if name in noted} | here)
         if here != noted:
             _write_note(folder, here)
-        (folder / _WHOLE).touch()
 
-    def _from_hub(self, base: BaseModel, folder: Path) -> None:
+    def _from_hub(self, base: BaseModel, folder: Path, check: Check) -> None:
         if base.repo is None or self._download is None:
             raise TaskFailed(
                 ErrorKind.MISSING_MODEL,
                 f"base model {base.name} is not in the bucket",
                 where=f"{BASE_MODELS}{base.name}/",
-                mend="Upload it there in diffusers format",
+                mend="Upload it there in diffusers format, then `dropbatch retry` the job",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        self._download(base, folder)
+        self._download(base, folder, check)
         (folder / _WHOLE).touch()
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str, check: Check) -> Iterator[None]:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / f".{name}.lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            while not _locked(stream):
+                check()
+                time.sleep(_POLL_S)
             yield
+
+
+def _locked(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_models(name: str) -> bool:
@@ -174,6 +207,21 @@ def _files(folder: Path) -> list[Path]:
     """What lies in a model's folder and is not ours, leftovers of broken downloads, too."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path for path in paths if path.relative_to(folder).as_posix() not in _OURS]
+
+
+def _lacking(base: BaseModel, folder: Path) -> str | None:
+    """A file that the trainer would miss, once it has a GPU: an upload may be under way, or of one file."""
+    if base.diffusers and not (folder / _INDEX).is_file():
+        return _INDEX
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        try:
+            shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"what {index.relative_to(folder)} should say"
+        for shard in sorted(shards):
+            if not (index.parent / shard).is_file():
+                return (index.parent / shard).relative_to(folder).as_posix()
+    return None
 
 
 def _remove(path: Path, folder: Path) -> None:
@@ -203,24 +251,38 @@ def _write_note(folder: Path, marks: dict[str, Mark]) -> None:
 def hub_download(python: Path) -> Download:
     """Downloads from Hugging Face with a given Python: the only process that sees the token."""
 
-    def download(base: BaseModel, folder: Path) -> None:
+    def download(base: BaseModel, folder: Path, check: Check) -> None:
         token = os.environ.get("HF_TOKEN", "")
         with tempfile.TemporaryDirectory() as home:
             environment = scrubbed_environment(Path(home), **({"HF_TOKEN": token} if token else {}))
-            result = subprocess.run(
+            with subprocess.Popen(
                 [str(python), "-c", _FETCH, str(base.repo), str(folder)],
                 env=environment,
                 cwd=home,
-                capture_output=True,
-                text=True,
-                check=False,
                 stdin=subprocess.DEVNULL,
-            )
-        problem = _problem(result.stdout, result.stderr)
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                stdout, stderr = _heard(process, check)
+        problem = _problem(stdout, stderr)
         if problem is not None:
             raise _explained(problem, base, has_token=bool(token))
 
     return download
+
+
+def _heard(process: subprocess.Popen[str], check: Check) -> tuple[str, str]:
+    """Both streams of a process that ends by itself, or with the check that says to stop."""
+    try:
+        while True:
+            try:
+                return process.communicate(timeout=_POLL_S)
+            except subprocess.TimeoutExpired:
+                check()
+    except BaseException:
+        process.kill()
+        raise
 
 
 def _problem(stdout: str, stderr: str) -> str | None:
@@ -238,7 +300,8 @@ def _problem(stdout: str, stderr: str) -> str | None:
 def _explained(problem: str, base: BaseModel, *, has_token: bool) -> TaskFailed:
     url = f"https://huggingface.co/{base.repo}"
     if problem == "gated":
-        mend = f"Accept it at {url}" + ("" if has_token else ", and set HF_TOKEN to a token of that account")
+        token = "" if has_token else ", set HF_TOKEN to a token of that account"
+        mend = f"Accept it at {url}{token}, then `dropbatch retry` the job"
         return TaskFailed(
             ErrorKind.MISSING_MODEL,
             f"the licence of {base.repo} ({base.licence or 'see its page'}) is not accepted",

@@ -8,21 +8,33 @@ brings along. Paths are not part of a config until a run puts in its own.
 from __future__ import annotations
 
 import copy
-import io
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-
 from handlers.train.options import TrainOptions
 from handlers.train.presets import BaseModel, Preset, load_preset, preset_files
+from handlers.train.prompts import check_prompt
 from processor.errors import ErrorKind, JobInvalid
 from processor.models import Scalar
 from processor.problems import did_you_mean
 
 Process = dict[str, Any]
 """One entry of ai-toolkit's `config.process`."""
+
+_FLAG_ARCHS: Final = {
+    "is_v2": "sd2",
+    "is_v3": "sd3",
+    "is_xl": "sdxl",
+    "is_pixart": "pixart",
+    "is_pixart_sigma": "pixart_sigma",
+    "is_auraflow": "auraflow",
+    "is_flux": "flux",
+    "is_lumina2": "lumina2",
+    "is_vega": "vega",
+    "is_ssd": "ssd",
+}
+"""How configs said it before `arch`, in the trainer's own order (toolkit/config_modules.py)."""
 
 _INT: Final = (int,)
 _NUMBER: Final = (int, float)
@@ -90,6 +102,7 @@ _ALLOWED: Final[dict[str, Any]] = {
         "qtype": _WORD,
         "qtype_te": _WORD,
         "low_vram": _FLAG,
+        **dict.fromkeys(_FLAG_ARCHS, _FLAG),
     },
     "sample": {
         "sampler": _WORD,
@@ -120,8 +133,6 @@ _OURS: Final = frozenset(
         "performance_log_every",
         "datasets.folder_path",
         "model.name_or_path",
-        "model.is_flux",
-        "model.is_xl",
         "save.push_to_hub",
         "save.hf_repo_id",
         "save.hf_private",
@@ -197,11 +208,18 @@ def raw_process(config: Mapping[str, Any], changes: Mapping[str, Scalar], *, tri
             raise JobInvalid(f"1 to {most:,}", where=f"config.process.{section}.{key}")
     if isinstance(prompts := clean.get("sample", {}).get("prompts"), str):
         clean["sample"]["prompts"] = [prompts]  # else the trainer would sample each of its letters
+    _name_arch(clean.setdefault("model", {}), _only_process(config).get("model", {}))
     clean["type"] = "sd_trainer"
     clean["save"].update({"push_to_hub": False})
     clean.setdefault("network", {}).setdefault("type", "lora")
-    datasets = clean.setdefault("datasets", [{}])
-    clean["datasets"] = (datasets[:1] or [{}]) if isinstance(datasets, list) else [datasets]
+    datasets = clean.get("datasets") or [{}]
+    clean["datasets"] = datasets if isinstance(datasets, list) else [datasets]
+    if len(clean["datasets"]) > 1:
+        raise JobInvalid(
+            f"{len(clean['datasets'])} datasets: a job trains on one, the one that it names",
+            where="config.process.datasets",
+            mend="Give one entry; its resolution may be a list",
+        )
     return _finished(clean, trigger)
 
 
@@ -217,11 +235,27 @@ def raw_base(config: Mapping[str, Any]) -> BaseModel:
     name, where = model.get("name_or_path"), "config.process.model.name_or_path"
     if not isinstance(name, str) or not name:
         raise JobInvalid("a full config names its base model", where=where)
-    for preset_name in preset_files():
-        base = load_preset(preset_name).base
-        if name in (base.repo, base.name):
-            return base
-    return own_base(name, where=where)
+    preset = _preset_of(name)
+    return preset.base if preset else own_base(name, where=where)
+
+
+def _preset_of(name: object) -> Preset | None:
+    """The preset whose base model is called so, as a repository or as a folder."""
+    presets = (load_preset(preset_name) for preset_name in preset_files())
+    return next((preset for preset in presets if name in (preset.base.repo, preset.base.name)), None)
+
+
+def _name_arch(model: dict[str, Any], said: Mapping[str, Any]) -> None:
+    """Have the architecture said as `arch`: without one the trainer takes SD 1.5, whatever the base is.
+
+    Args:
+        said: the config's own section, which names the base.
+    """
+    archs = [arch for flag, arch in _FLAG_ARCHS.items() if model.pop(flag, False)]
+    if (preset := _preset_of(said.get("name_or_path"))) is not None:
+        archs.append(preset.model["arch"])
+    if archs:
+        model.setdefault("arch", archs[0])
 
 
 def own_base(name: str, *, where: str) -> BaseModel:
@@ -240,18 +274,6 @@ def raw_trigger(config: Mapping[str, Any]) -> str | None:
     """The trigger word that a full config has."""
     word = _only_process(config).get("trigger_word")
     return word if isinstance(word, str) and word else None
-
-
-def to_yaml(name: str, process: Process) -> bytes:
-    """A config file as the trainer reads it, of one process."""
-    document = {
-        "job": "extension",
-        "config": {"name": name, "process": [process]},
-        "meta": {"name": "[name]", "version": "1.0"},
-    }
-    stream = io.BytesIO()
-    YAML(typ="safe", pure=True).dump(document, stream)
-    return stream.getvalue()
 
 
 def _only_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -312,10 +334,7 @@ def _checked(value: Any, types: tuple[type, ...], path: str, where: str) -> Any:
 
 
 def check_text(value: str, *, where: str) -> str:
-    """A user's text that goes into a config: bounded, with nothing the trainer expands, and no path.
-
-    Options may stand in a prompt, `--w 512`; the one that is refused has the trainer open a file.
-    """
+    """A user's text that goes into a config: bounded, with nothing the trainer expands, and no path."""
     if "${" in value or "--ctrl_img" in value or "\0" in value or len(value) > _MAX_TEXT:
         raise JobInvalid(
             f"at most {_MAX_TEXT} characters, without ${{…}} and --ctrl_img",
@@ -325,11 +344,27 @@ def check_text(value: str, *, where: str) -> str:
     return value
 
 
+def _check_train(train: Mapping[str, Any]) -> None:
+    """What the trainer would refuse once the model is loaded, on a rented GPU."""
+    if train.get("train_text_encoder"):
+        for key in ("cache_text_embeddings", "unload_text_encoder"):
+            if train.get(key):
+                raise JobInvalid(
+                    f"the text encoder can't be trained where {key} is true",
+                    where="train_text_encoder",
+                    mend="Leave it out: this base model is trained without its text encoder",
+                )
+    if train.get("optimizer") == "lion":
+        raise JobInvalid("the trainer lacks the package of lion", where="optimizer", mend="Use lion8bit")
+
+
 def _finished(process: Process, trigger: str) -> Process:
     """With what every run has: the trigger word, and it as the caption of what has none."""
     check_text(trigger, where="trigger_word")
     for prompt in process.get("sample", {}).get("prompts", []):
         check_text(prompt, where="sample_prompts")
+        check_prompt(prompt, trigger, where="sample_prompts")
+    _check_train(process["train"])
     if "sample" in process:
         process["sample"].setdefault("neg", "")
     process["trigger_word"] = trigger

@@ -21,14 +21,23 @@ from handlers.train.checkpoints import (
     Snapshot,
     take_snapshot,
 )
-from handlers.train.config import to_yaml
+from handlers.train.config_file import to_yaml
 from handlers.train.curve import Curve
 from handlers.train.dataset_copy import copy_dataset
+from handlers.train.pace import Pace
 from handlers.train.planning import Run, lora_name
 from handlers.train.process import Child, scrubbed_environment
 from handlers.train.results import Results, finished_weights
 from handlers.train.settings import TrainSettings
-from handlers.train.trainlog import NanLoss, OptimizerLost, OptimizerSaved, Saved, Step, read_piece
+from handlers.train.trainlog import (
+    BatchSkipped,
+    NanLoss,
+    OptimizerLost,
+    OptimizerSaved,
+    Saved,
+    Step,
+    read_piece,
+)
 from handlers.train.uploads import Uploader
 from handlers.train.verdict import failure, nan_loss, not_resumed
 from processor.errors import ErrorKind, TaskFailed
@@ -75,9 +84,11 @@ class Training:
         self._inherited_s = 0.0
         self._began = time.monotonic()
         self._step = 0
-        self._seconds_per_step = 0.0
+        self._pace = Pace(start=0, steps=self._run.steps, save_every=self._run.save_every)
         self._saved: Path | None = None
         self._sampled: set[str] = set()
+        self._skipped = 0
+        """Steps of this run that taught nothing."""
         self._saved_at = -1
         """Step of a save whose samples are still to be looked for."""
         self._finish_s = settings.stop_grace_s
@@ -125,6 +136,7 @@ class Training:
             seconds=seconds,
             total_seconds=self._seconds_before + seconds,
             resumed_from=self._resumed.step if self._resumed else None,
+            skipped=self._skipped,
             log=child.log,
         )
 
@@ -140,7 +152,7 @@ class Training:
         self._folder.mkdir(parents=True)
         copy_dataset(context.stores.datasets, run.dataset, run.fingerprint, self._dataset, progress=progress)
         context.progress(Progress(f"fetching {run.base.name}", 0, 1))
-        base = self._bases.ensure(context.stores.models, run.base)
+        base = self._bases.ensure(context.stores.models, run.base, check=context.stop.check)
         self._resume()
         context.stop.check()
         return base
@@ -164,6 +176,7 @@ class Training:
         self._curve = Curve(record.losses)
         self._seconds_before, self._inherited_s = record.seconds, record.inherited_s
         self._step = record.step
+        self._pace = Pace(start=record.step, steps=self._run.steps, save_every=self._run.save_every)
 
     def _write_config(self, base: Path) -> Path:
         """The config with this run's own paths: the only ones in it."""
@@ -194,6 +207,7 @@ class Training:
         event = read_piece(line, self._run.trainer_name)
         if isinstance(event, Step):
             self._count(event)
+            self._stop_before_a_checkpoint()
             if self._held is not None and event.done >= self._held.step:
                 self._hand_over(uploader)
             if event.done > self._saved_at >= 0:
@@ -201,6 +215,8 @@ class Training:
                 uploader.add_samples(self._new_samples())
         elif isinstance(event, NanLoss):
             raise nan_loss(self._step)
+        elif isinstance(event, BatchSkipped):
+            self._skipped += 1
         elif isinstance(event, Saved):
             self._saved = self._folder / event.path.name
         elif isinstance(event, OptimizerSaved | OptimizerLost) and self._saved is not None:
@@ -219,8 +235,7 @@ class Training:
                 raise nan_loss(step.done)
             if step.done < step.total:
                 self._curve.add(step.done, step.loss)
-        if step.seconds_per_step is not None:
-            self._seconds_per_step = step.seconds_per_step
+        self._pace.stepped(step.done, time.monotonic())
         stage = "training" if step.loss is None else f"training, loss {step.loss:.3g}"
         self._context.progress(Progress(stage, step.done, step.total))
 
@@ -231,6 +246,7 @@ class Training:
             False if the trainer has pruned it meanwhile.
         """
         step = int(weights.stem.rpartition("_")[2])
+        self._pace.saved(step)
         folder = self._context.workdir / f"snapshot-{step:09d}-{secrets.token_hex(2)}"
         try:
             take_snapshot(weights, optimizer, folder)
@@ -263,26 +279,42 @@ class Training:
         self._sampled.update(path.name for path in new)
         return new
 
+    def _stop_before_a_checkpoint(self) -> None:
+        """Stop a run whose next checkpoint can't come in time or within its cap: what it trains is lost.
+
+        Mostly before its first one, which it alone can tell of; after that only a run that got slower.
+        """
+        next_s = self._pace.ahead_s(time.monotonic())
+        if next_s is not None:
+            self._stop_if(next_s, deadline_s=self._context.deadline, at=f"at step {self._step}")
+
     def _stop_in_time(self) -> None:
         """Right after a checkpoint, stop if the next one would come too late or too dear."""
-        ahead = min(self._run.save_every, self._run.steps - self._step)
-        next_s = ahead * self._seconds_per_step * _HEADROOM
-        if (error := self._too_late(next_s) or self._too_dear(next_s)) is not None:
+        next_s = self._pace.interval_s(time.monotonic()) * _HEADROOM
+        self._stop_if(
+            next_s,
+            deadline_s=self._context.deadline - _FINISH_S,
+            at=f"right after the checkpoint of step {self._step}",
+        )
+
+    def _stop_if(self, next_s: float, *, deadline_s: float, at: str) -> None:
+        error = self._too_late(next_s, deadline_s, at) or self._too_dear(next_s, at)
+        if error is not None:
             # Nobody waits for the machine, unlike after a preemption: what was paid for is kept.
             self._finish_s = max(_FINISH_S, self._finish_s)
             raise error
 
-    def _too_late(self, next_s: float) -> TaskFailed | None:
-        if time.monotonic() + next_s + _FINISH_S > self._context.deadline:
+    def _too_late(self, next_s: float, deadline_s: float, at: str) -> TaskFailed | None:
+        if time.monotonic() + next_s > deadline_s:
             return TaskFailed(
                 ErrorKind.TIMED_OUT,
-                f"stopped right after the checkpoint of step {self._step}: the next would come after the "
-                "time limit",
+                f"stopped {at}: the next checkpoint would come after the time limit",
                 where="timeout_s",
+                mend="Raise timeout_s, or lower save_every",
             )
         return None
 
-    def _too_dear(self, next_s: float) -> TaskFailed | None:
+    def _too_dear(self, next_s: float, at: str) -> TaskFailed | None:
         cap_usd, usd_per_s = self._work.max_cost_usd, self._context.usd_per_s
         if cap_usd is None or not usd_per_s:
             return None
@@ -290,9 +322,10 @@ class Training:
         if (spent_s + next_s) * usd_per_s > cap_usd:
             return TaskFailed(
                 ErrorKind.OVER_BUDGET,
-                f"stopped right after the checkpoint of step {self._step}: it has cost "
-                f"${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}",
+                f"stopped {at}: it has cost ${spent_s * usd_per_s:.2f} of ${cap_usd:.2f}, and the next "
+                f"checkpoint would come at ${(spent_s + next_s) * usd_per_s:.2f}",
                 where="max_cost_usd",
-                mend="`dropbatch retry --max-cost USD` goes on from it; or lower steps or resolution",
+                mend="`dropbatch retry --max-cost USD` goes on from its newest checkpoint; or lower steps, "
+                "save_every or resolution",
             )
         return None

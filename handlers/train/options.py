@@ -13,10 +13,9 @@ from processor.problems import find_problems
 
 Side = Annotated[int, Field(ge=64, le=4096)]
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
-Optimizer = Literal[
-    "adamw", "adamw8bit", "adafactor", "prodigy", "prodigy8bit", "lion", "lion8bit", "automagic"
-]
-"""Names that the trainer knows (toolkit/optimizer.py of ai-toolkit 0.12.26)."""
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "prodigy8bit", "lion8bit", "automagic"]
+"""Names that the trainer knows (toolkit/optimizer.py of ai-toolkit 0.12.26), but for `lion`, whose package
+its requirements lack."""
 Precision = Literal["bf16", "fp16", "fp32"]
 NO_VIDEOS = "at num_frames 1 the trainer sees no videos; set num_frames (41, say), or take them out"
 _SAVED = {"bf16": "bf16", "fp16": "float16", "fp32": "float32"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any, Final
 
 from pydantic import Field
@@ -12,8 +13,9 @@ from pydantic import Field
 from handlers.ingest.archive import load_dataset
 from handlers.ingest.records import Dataset
 from handlers.train.config import Process, own_base, preset_process, raw_base, raw_process, raw_trigger
+from handlers.train.expected import expectations, seconds_of, weight_of
 from handlers.train.options import NO_VIDEOS, read_options
-from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset
+from handlers.train.presets import DEFAULT, BaseModel, Preset, load_preset, preset_archs
 from handlers.train.sampling import test_render
 from handlers.train.settings import TrainSettings
 from processor.datasets import is_dataset_name
@@ -24,12 +26,10 @@ from processor.layout import BASE_MODELS, dataset_latest_key, slug
 from processor.models import Model, Scalar, TrainJob
 from processor.pointers import read_pointer
 from processor.records import Plan, Task, canonical_hash
-from processor.spelling import duration, plural
+from processor.spelling import plural
 
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_RAW_SECONDS_PER_STEP: Final = 2.0
 _RAW_GPU: Final = "A100-80GB"
-_DAY_S: Final = 24 * 3600.0
 _NO_VERSION: Final = "0" * 16
 """Of a dataset that is not at hand: only a plan on paper has it."""
 
@@ -102,8 +102,10 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
                 params=row,
                 payload=run.model_dump(mode="json"),
                 group=base.name,
+                weight=weight_of(process),
             )
         )
+    seconds = [seconds_of(task.weight, preset) for task in tasks]
     emitted = [] if settings.rehearsal else test_render(job, preset, tasks[0], trigger)
     return Plan(
         job_id=context.job_id,
@@ -120,8 +122,16 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
         },
         tasks=tasks,
         gpu=preset.gpu if preset else _RAW_GPU,
-        warnings=_warnings(job, preset, dataset, tasks, settings),
+        # What a rehearsal takes teaches nothing; on paper it may be another machine that trains.
+        shape="" if settings.rehearsal and not context.on_paper else _shape(tasks[0]),
+        typical_seconds=fmean(seconds),
+        warnings=_warnings(job, preset, dataset, tasks, settings, seconds=seconds),
     )
+
+
+def _shape(task: Task) -> str:
+    """Runs of one architecture take alike, in proportion to their weight."""
+    return f"train-{task.payload['process']['model'].get('arch', 'sd1')}"
 
 
 def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
@@ -172,7 +182,9 @@ def _config(
     if preset is None:
         named, config = changes.pop("base_model", None), job.config or {}
         base = own_base(str(named), where=where) if named else raw_base(config)
-        return raw_process(config, changes, trigger=trigger), base
+        process = raw_process(config, changes, trigger=trigger)
+        known = process["model"].get("arch", "sd1") in preset_archs()
+        return process, base if known else base.model_copy(update={"diffusers": False})
     options = read_options(preset.settings, changes, where="settings")
     base = own_base(options.base_model, where=where) if options.base_model else preset.base
     return preset_process(preset, options, trigger=trigger), base
@@ -197,7 +209,13 @@ def _publish_name(name: str) -> str:
 
 
 def _warnings(
-    job: TrainJob, preset: Preset | None, dataset: Dataset, tasks: list[Task], settings: TrainSettings
+    job: TrainJob,
+    preset: Preset | None,
+    dataset: Dataset,
+    tasks: list[Task],
+    settings: TrainSettings,
+    *,
+    seconds: list[float],
 ) -> list[str]:
     found = []
     if not dataset.files:  # an archived one has some
@@ -207,13 +225,11 @@ def _warnings(
             "REHEARSAL: no trainer is configured (AI_TOOLKIT_DIR). All but the GPU step is done; "
             "nothing is trained, nothing is published"
         )
-    if preset is not None:
-        longest_s = max(task.payload["steps"] for task in tasks) * preset.seconds_per_step
-        found.append(f"Expected: about {duration(longest_s)} a run on {job.gpu or preset.gpu}")
-        if longest_s > _DAY_S:
-            found.append("A run takes more than a day: it is continued from its last checkpoint")
-        if any(file.kind == "video" for file in dataset.files) and not preset.video:
-            found.append(f"{preset.title} takes no videos; they are left out")
+    gpu = job.gpu or (preset.gpu if preset else _RAW_GPU)
+    cap_usd = settings.max_job_cost_usd if job.max_cost_usd is None else job.max_cost_usd
+    found += expectations(seconds, gpu, cap_usd)
+    if preset is not None and not preset.video and any(file.kind == "video" for file in dataset.files):
+        found.append(f"{preset.title} takes no videos; they are left out")
     bases = {task.payload["base"]["name"] for task in tasks}
     found.append(f"Base model: {', '.join(sorted(f'{BASE_MODELS}{base}' for base in bases))}")
     return found

@@ -29,6 +29,8 @@ class BaseModel(Model):
     licence: str = ""
     gated: bool = False
     """Whether Hugging Face wants the licence accepted, and a token."""
+    diffusers: bool = True
+    """Whether it must be in diffusers format; False for a full config's architecture that no preset has."""
 
 
 class TestRender(Model):
@@ -76,6 +78,12 @@ def preset_files() -> dict[str, Traversable]:
     """The presets by name."""
     folder = resources.files("workflows") / "training"
     return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+@cache
+def preset_archs() -> frozenset[str]:
+    """The architectures that have a preset."""
+    return frozenset(load_preset(name).model["arch"] for name in preset_files())
 
 
 @cache

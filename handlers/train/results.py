@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.train.checkpoints import CheckpointStore
-from handlers.train.config import to_yaml
+from handlers.train.config_file import to_yaml
 from handlers.train.curve import Curve, draw_curve, thinned
 from handlers.train.planning import Run
 from handlers.train.verdict import unfinished
@@ -17,6 +17,7 @@ from handlers.train.weights import BadWeights, add_metadata, find_non_finite, re
 from processor.errors import ErrorKind, TaskFailed
 from processor.handler import LocalFile, TaskOutput
 from processor.redact import redact
+from processor.spelling import plural
 from processor.version import VERSION
 
 _SAMPLE: Final = re.compile(r"\d+__(?P<step>\d{9})_(?P<number>\d+)\.(?P<suffix>jpg|jpeg|png|webp|webm|mp4)")
@@ -88,6 +89,7 @@ class Results:
         seconds: float,
         total_seconds: float,
         resumed_from: int | None,
+        skipped: int,
         log: str,
     ) -> TaskOutput:
         run, curve = self._run, self._curve
@@ -115,9 +117,15 @@ class Results:
             "losses": thinned(points, _SHOWN_POINTS),
             "train_seconds": round(total_seconds, 1),
             "resumed_from": resumed_from,
+            "skipped_steps": skipped,
             "lora": lora.name,
             "text": f"{lora.name}: {run.steps} steps on {run.dataset} {run.fingerprint}, final loss {final}",
         }
+        if skipped:
+            data["text"] += (
+                f". WARNING: for {plural(skipped, 'step')} the GPU had too little memory, and they taught "
+                "nothing: set low_vram, quantize, a lower resolution or batch_size, or a bigger gpu"
+            )
         return TaskOutput(files, seconds, data=data, log=log, engine={"trainer": "ai-toolkit"})
 
     def _config(self) -> str:

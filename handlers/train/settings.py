@@ -25,6 +25,8 @@ class TrainSettings:
     """Its Python; the checkout's own `.venv` or `venv` otherwise."""
     hugging_face: bool = True
     """Whether base models may be downloaded."""
+    max_job_cost_usd: float | None = None
+    """What a job may cost that does not say so itself; only for what its plan says of it."""
     stop_grace_s: float = 10.0
     """Between asking the trainer to end and ending it; what it saved is uploaded meanwhile."""
     silence_s: float = 3600.0
@@ -54,6 +56,7 @@ def train_settings(settings: Settings) -> TrainSettings:
         _check_scratch(settings.scratch_path.resolve())
     python = settings.ai_toolkit_python
     return TrainSettings(
+        max_job_cost_usd=settings.max_job_cost_usd,
         base_dir=settings.scratch_path / "base_models",
         toolkit_dir=toolkit.expanduser().absolute() if toolkit else None,
         # Not resolved: a virtual environment's interpreter is a link, and is known by its own path.

@@ -15,7 +15,6 @@ from typing import Final
 
 _PIECES: Final = re.compile(r"[\r\n]+")
 _BAR: Final = re.compile(r"^\s*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+) \[(?P<facts>[^\]]*)\]")
-_RATE: Final = re.compile(r"(?P<number>[\d.]+)(?P<unit>it/s|s/it)")
 _LOSS: Final = re.compile(r"\bloss: (?P<loss>\S+)")
 _LR: Final = re.compile(r"\blr: (?P<lr>\S+)")
 _ANY_BAR: Final = re.compile(r"\d+%\|.*\| *\d+/\d+ \[|^\d+it \[")
@@ -23,6 +22,7 @@ _ESCAPES: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SAVED: Final = "Saved checkpoint to "
 _SAVED_OPTIMIZER: Final = "Saved optimizer to "
 _LOST_OPTIMIZER: Final = "Could not save optimizer"
+_SKIPPED: Final = "OOM during training step, skipping batch"
 _FOUND_STEP: Final = re.compile(r"Found step (\d+) in metadata")
 _MAX_PIECE: Final = 100_000
 
@@ -36,7 +36,6 @@ class Step:
     total: int
     loss: float | None = None
     lr: float | None = None
-    seconds_per_step: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,12 @@ class NanLoss:
     """A loss was no number. The trainer sets it to zero and goes on as if nothing were."""
 
 
-Event = Step | Saved | OptimizerSaved | OptimizerLost | Resumed | NanLoss
+@dataclass(frozen=True, slots=True)
+class BatchSkipped:
+    """A step ran out of the GPU's memory. The trainer goes on, unless three follow each other."""
+
+
+Event = BatchSkipped | Step | Saved | OptimizerSaved | OptimizerLost | Resumed | NanLoss
 
 
 class Pieces:
@@ -100,6 +104,8 @@ def read_piece(piece: str, name: str) -> Event | None:
         return OptimizerSaved()
     if piece.startswith(_LOST_OPTIMIZER):
         return OptimizerLost()
+    if _SKIPPED in piece:
+        return BatchSkipped()
     if "loss is nan" in piece:
         return NanLoss()
     if match := _FOUND_STEP.search(piece):
@@ -122,7 +128,6 @@ def _read_bar(text: str) -> Step | None:
         total=int(match["total"]),
         loss=_number(_LOSS.search(facts), "loss"),
         lr=_number(_LR.search(facts), "lr"),
-        seconds_per_step=_seconds_per_step(facts),
     )
 
 
@@ -131,11 +136,3 @@ def _number(match: re.Match[str] | None, group: str) -> float | None:
         return float(match[group]) if match else None
     except ValueError:
         return None
-
-
-def _seconds_per_step(facts: str) -> float | None:
-    match = _RATE.search(facts)
-    rate = _number(match, "number")
-    if match is None or not rate:
-        return None
-    return rate if match["unit"] == "s/it" else 1 / rate

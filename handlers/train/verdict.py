@@ -20,9 +20,12 @@ class _Sign:
     mend: str
     texts: tuple[str, ...]
     all_of: bool = False
+    in_last: bool = False
+    """Only from the last error on: before, it is what the trainer could do without."""
 
-    def shows_in(self, output: str) -> bool:
+    def shows_in(self, output: str, last: str) -> bool:
         match: Callable[[list[bool]], bool] = all if self.all_of else any
+        output = output[output.rfind(last) :] if self.in_last and last else output
         return match([text in output for text in self.texts])
 
 
@@ -91,6 +94,7 @@ _SIGNS: Final = (
             "cannot import name",
             "Could not import module",
         ),
+        in_last=True,
     ),
 )
 
@@ -110,7 +114,7 @@ def failure(exit_code: int, output: str) -> TaskFailed | None:
             f"the trainer was {_KILLED.get(exit_code, f'ended by signal {-exit_code}')}",
         )
     for sign in _SIGNS:
-        if sign.shows_in(output):
+        if sign.shows_in(output, last):
             return TaskFailed(sign.kind, f"{sign.what}: {last}" if last else sign.what, mend=sign.mend)
     return TaskFailed(
         ErrorKind.CRASHED, f"the trainer ended with exit code {exit_code}: {last or 'no message'}"

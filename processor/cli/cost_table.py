@@ -20,7 +20,7 @@ _DEFAULT_GPU: Final = {"train": "A100-80GB"}
 _SAID: Final = {
     "learned": "learned from {n} tasks like it",
     "similar": "from {n} tasks of the same graph, with other models or on another GPU",
-    "declared": "as the workflow says; nothing is learned yet",
+    "declared": "as the workflow or preset says; nothing is learned yet",
     "guessed": "guessed: nothing is known of such tasks",
 }
 

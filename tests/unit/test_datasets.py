@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from PIL import Image
 
 from handlers.ingest import IngestHandler
 from handlers.ingest.command import import_folder
-from handlers.ingest.pictures import Looked
+from handlers.ingest.pictures import Looked, Pixels, look_at_picture
 from processor.attempt import Trying
 from processor.cli.job_files import dataset_files
 from processor.cli.uploads import drop_dataset
@@ -402,7 +403,8 @@ def test_the_same_content_again_trains_nothing_new(bench: Bench) -> None:
     drop_ready(bench, {**captioned(3), "dataset.yaml": b"replace: true"})
     manifests = work(bench)
     assert len(manifests) == 2
-    assert "only if its options are new" in manifests[1]["tasks"][0]["data"]["text"]
+    # No handler here trains: it ended invalid, and the same drop does not try again.
+    assert f"and runs no more by itself: `dropbatch train {NAME}`" in manifests[1]["tasks"][0]["data"]["text"]
     assert trainings(bench) == first
 
 
@@ -575,6 +577,12 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "caption not UTF-8": ({"000.txt": b"caf\xe9"}, "000.txt: is not UTF-8"),
     "clashing stems": ({"000.jpg": picture(9, form="JPEG")}, "000.jpg: has the same stem as 000.png"),
     "stems that differ in case": ({"A.png": picture(8), "a.png": picture(9)}, "A.png: has the same stem"),
+    "options called otherwise": ({"Dataset.YML": b"train: false"}, "Dataset.YML: is not read"),
+    "options with a suffix that is not shown": (
+        {"dataset.yaml.txt": b"train: false"},
+        "dataset.yaml.txt: is not read: the options' name is dataset.yaml",
+    ),
+    "a name too long": ({f"{'é' * 101}.png": picture(9)}, f"{'é' * 101}.png: has too long a name"),
     "unusable format": ({"moving.gif": picture(3, form="GIF")}, "moving.gif: is of a format"),
     "a video for a picture model": ({"clip.mp4": b"\0\0\0\x18ftypmp42" + bytes(90)}, "clip.mp4: "),
 }
@@ -620,6 +628,45 @@ def test_a_picture_that_claims_a_billion_pixels_is_refused_unread(bench: Bench) 
     drop_ready(bench, {**captioned(3), "bomb.png": bytes(bomb)})
     (manifest,) = work(bench)
     assert any("pixels" in detail for detail in manifest["error"]["details"])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_large_photograph_is_seen_upright_from_a_small_copy(tmp_path: Path, form: str) -> None:
+    """Its size is the whole one's, its look that of the same picture small."""
+    scene = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    scene.paste((200, 30, 30), (900, 100, 1500, 700))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    looks = []
+    for k, size in enumerate(((1600, 1200), (800, 600))):
+        path = tmp_path / f"{k}.{form.lower()}"
+        scene.resize(size).save(path, form, exif=exif)
+        looks.append(look_at_picture(path))
+    whole, small = looks
+    assert ((whole.width, whole.height), (small.width, small.height)) == ((1200, 1600), (600, 800))
+    assert whole.look is not None
+    assert small.look is not None
+    assert (whole.look ^ small.look).bit_count() <= 1
+    assert all(abs(a - b) <= 4 for a, b in zip(whole.colour, small.colour, strict=True))
+
+
+def test_large_pictures_wait_for_each_other() -> None:
+    """Eight threads may not decode eight of the largest at once; one alone is always let in."""
+    pixels, order = Pixels(10), []
+
+    def decode() -> None:
+        with pixels.held(4):
+            order.append("second in")
+
+    second = threading.Thread(target=decode)
+    with pixels.held(20):
+        second.start()
+        second.join(0.1)
+        order.append("first out")
+    second.join()
+    assert order == ["first out", "second in"]
+    with pixels.held(4), pixels.held(6):
+        pass
 
 
 def test_too_few_pictures_fail_the_folder(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from processor.store.memory import MemoryStore
 from processor.testing.clock import ManualClock
 from processor.testing.counting import CountingStore
 
+BARE = BaseModel(name="FLUX", diffusers=False)
+"""One whose files nobody can know."""
 BASE = BaseModel(name="FLUX", repo="someone/FLUX", licence="a strict one", gated=True)
 
 
-def hub(folder: Path, answer: str) -> Path:
+def hub(folder: Path, answer: str, *, info: str = "pass", weights: str = "abc") -> Path:
     """A Python whose huggingface_hub answers as told and writes down its token."""
     package = folder / "site" / "huggingface_hub"
     package.mkdir(parents=True)
@@ -28,12 +31,22 @@ def hub(folder: Path, answer: str) -> Path:
         "class GatedRepoError(Exception): pass\nclass RepositoryNotFoundError(Exception): pass\n"
     )
     (package / "__init__.py").write_text(
-        "import os, pathlib\n"
+        "import os, pathlib, types\n"
         "from huggingface_hub.errors import *\n"
-        "def snapshot_download(repo, local_dir, **_):\n"
+        "class HfApi:\n"
+        "    def model_info(self, repo, files_metadata):\n"
+        f"        {info}\n"
+        "        sizes = {'model_index.json': 2, 'unet/a.safetensors': 3, 'flax.msgpack': 5}\n"
+        "        files = [types.SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()]\n"
+        "        return types.SimpleNamespace(sha='abc', siblings=files)\n"
+        "def snapshot_download(repo, revision, local_dir, **_):\n"
+        "    assert revision == 'abc'\n"
         f"    pathlib.Path({str(folder / 'seen')!r}).write_text(repr(dict(os.environ)))\n"
         f"    {answer}\n"
-        "    (pathlib.Path(local_dir) / 'model_index.json').write_text('{}')\n"
+        "    folder = pathlib.Path(local_dir)\n"
+        "    (folder / 'unet').mkdir(exist_ok=True)\n"
+        "    (folder / 'model_index.json').write_text('{}')\n"
+        f"    (folder / 'unet' / 'a.safetensors').write_text({weights!r})\n"
     )
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "site"} exec {sys.executable} "$@"\n')
@@ -78,12 +91,12 @@ def test_what_is_gone_from_the_bucket_goes_here(tmp_path: Path) -> None:
     store.put("models/FLUX/unet/whole.safetensors", b"w")
     store.put("models/FLUX/old/config.json", b"{}")
     models = BaseModels(tmp_path, None)
-    folder = models.ensure(store, BASE)
+    folder = models.ensure(store, BARE)
     for key in ("models/FLUX/unet/whole.safetensors", "models/FLUX/old/config.json"):
         store.hide(key)
     store.put("models/FLUX/unet/1.safetensors", b"1")
     store.put("models/FLUX/old", b"now a file")
-    models.ensure(store, BASE)
+    models.ensure(store, BARE)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {name for name in found if not name.startswith(".dropbatch-")} == {"unet/1.safetensors", "old"}
 
@@ -101,7 +114,7 @@ def test_a_folder_without_a_note_is_judged_by_its_times(tmp_path: Path) -> None:
         written_at = clock.now().timestamp() + late_s
         os.utime(folder / name, (written_at, written_at))
     store.reset()
-    BaseModels(tmp_path, None).ensure(store, BASE)
+    BaseModels(tmp_path, None).ensure(store, BARE)
     assert ((folder / "a").read_bytes(), (folder / "b").read_bytes()) == (b"0", b"1")
     assert store.counts == {"list": 1, "get": 1}
 
@@ -112,16 +125,16 @@ def test_a_replacement_that_breaks_off_is_not_taken_for_whole(tmp_path: Path) ->
     for name in ("a", "b"):
         store.put(f"models/FLUX/{name}", b"old")
     models = BaseModels(tmp_path, None)
-    folder = models.ensure(store, BASE)
+    folder = models.ensure(store, BARE)
     assert (folder / ".dropbatch-whole").exists()
     for name in ("a", "b"):
         store.put(f"models/FLUX/{name}", b"new")
     broken = BreaksOff(store, "models/FLUX/b")
     with pytest.raises(StoreUnavailable):
-        models.ensure(broken, BASE)
+        models.ensure(broken, BARE)
     assert not (folder / ".dropbatch-whole").exists()
     counting = CountingStore(store)
-    models.ensure(counting, BASE)
+    models.ensure(counting, BARE)
     assert counting.counts == {"list": 1, "get": 1}
     assert (folder / "b").read_bytes() == b"new"
     assert (folder / ".dropbatch-whole").exists()
@@ -149,9 +162,9 @@ def test_a_placeholder_or_a_part_of_an_upload_removes_nothing(tmp_path: Path) ->
     (folder / "unet" / "a.safetensors").write_bytes(b"from the hub")
     (folder / ".dropbatch-whole").touch()
     models = BaseModels(tmp_path, None)
-    models.ensure(store, BASE)
+    models.ensure(store, BARE)
     store.put("models/FLUX/vae/b.safetensors", b"b")
-    models.ensure(store, BASE)
+    models.ensure(store, BARE)
     assert (folder / "unet" / "a.safetensors").read_bytes() == b"from the hub"
     assert not (folder / ".bzEmpty").exists()
 
@@ -161,10 +174,51 @@ def test_marks_of_ours_in_the_bucket_are_no_model(tmp_path: Path) -> None:
     store = MemoryStore()
     store.put("models/FLUX/a", b"1")
     store.put("models/FLUX/.dropbatch-files.json", b'{"a": [1, "v000001"]}')
-    folder = BaseModels(tmp_path, None).ensure(store, BASE)
+    folder = BaseModels(tmp_path, None).ensure(store, BARE)
     assert (folder / "a").read_bytes() == b"1"
     store.put("models/FLUX/a", b"2")
-    assert (BaseModels(tmp_path, None).ensure(store, BASE) / "a").read_bytes() == b"2"
+    assert (BaseModels(tmp_path, None).ensure(store, BARE) / "a").read_bytes() == b"2"
+
+
+INDEX = b'{"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [
+        ({"unet/config.json": b"{}"}, "model_index.json"),
+        ({"sd_xl.safetensors": b"x"}, "model_index.json"),
+        (
+            {"model_index.json": b"{}", "unet/m.safetensors.index.json": INDEX, "unet/x-1.safetensors": b"1"},
+            "unet/x-2.safetensors",
+        ),
+        ({"model_index.json": b"{}", "unet/m.safetensors.index.json": b"[]"}, "m.safetensors.index.json"),
+    ],
+)
+def test_a_model_that_is_still_being_uploaded_is_not_trained_on(
+    tmp_path: Path, files: dict[str, bytes], lacks: str
+) -> None:
+    """Found on a CPU, and not by the trainer on a rented GPU; what has come is kept."""
+    store = MemoryStore()
+    for name, data in files.items():
+        store.put(f"models/FLUX/{name}", data)
+    with pytest.raises(TaskFailed, match=lacks) as caught:
+        BaseModels(tmp_path, None).ensure(store, BASE)
+    assert caught.value.kind is ErrorKind.MISSING_MODEL
+    assert not (tmp_path / "FLUX" / ".dropbatch-whole").exists()
+    for name in ("model_index.json", "unet/x-1.safetensors", "unet/x-2.safetensors"):
+        store.put(f"models/FLUX/{name}", b"{}")
+    store.put("models/FLUX/unet/m.safetensors.index.json", INDEX)
+    BaseModels(tmp_path, None).ensure(store, BASE)
+
+
+def test_a_marked_folder_that_lacks_a_file_is_downloaded_again(tmp_path: Path) -> None:
+    """An earlier version marked a download that was cut off."""
+    folder = tmp_path / "base" / "FLUX"
+    folder.mkdir(parents=True)
+    (folder / ".dropbatch-whole").touch()
+    BaseModels(tmp_path / "base", hub_download(hub(tmp_path, "pass"))).ensure(MemoryStore(), BASE)
+    assert (folder / "model_index.json").exists()
 
 
 def test_without_bucket_and_hub_it_says_where_to_put_it(tmp_path: Path) -> None:
@@ -187,6 +241,40 @@ def test_the_downloader_alone_gets_the_token(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "seen").unlink()
     models.ensure(MemoryStore(), BASE)
     assert not (tmp_path / "seen").exists()
+
+
+def test_a_stop_ends_a_download_and_the_wait_for_another(tmp_path: Path) -> None:
+    """A base model takes an hour, and a preempted machine has half a minute."""
+    sleeping = hub_download(hub(tmp_path, "import time; time.sleep(60)"))
+    calls = []
+
+    def stop() -> None:
+        calls.append(1)
+        raise TaskFailed(ErrorKind.PREEMPTED, "stopped while it ran")
+
+    models = BaseModels(tmp_path / "base", sleeping)
+    began = time.monotonic()
+    with pytest.raises(TaskFailed, match="stopped"):
+        models.ensure(MemoryStore(), BASE, check=stop)
+    with models._lock(BASE.name, stop), pytest.raises(TaskFailed, match="stopped"):
+        models.ensure(MemoryStore(), BASE, check=stop)
+    assert len(calls) == 2
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "cut_off", [{"info": "raise ConnectionError('out of reach')"}, {"weights": "ab"}, {"weights": ""}]
+)
+def test_a_download_that_was_cut_off_is_not_whole(tmp_path: Path, cut_off: dict[str, str]) -> None:
+    """Out of the hub's reach, its client takes the part that lies here for the model."""
+    folder = tmp_path / "base" / "FLUX"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    models = BaseModels(tmp_path / "base", hub_download(hub(tmp_path, "pass", **cut_off)))
+    with pytest.raises(TaskFailed) as caught:
+        models.ensure(MemoryStore(), BASE)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert not (folder / ".dropbatch-whole").exists()
 
 
 @pytest.mark.parametrize(

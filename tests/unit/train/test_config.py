@@ -6,8 +6,10 @@ import copy
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from handlers.train.config import own_base, preset_process, raw_base, raw_process, raw_trigger
+from handlers.train.config_file import to_yaml
 from handlers.train.options import read_options
 from handlers.train.presets import load_preset, preset_files
 from processor.errors import JobInvalid
@@ -81,6 +83,7 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
     assert process["datasets"][0]["default_caption"] == "zoe"
     assert "/etc" not in str(process)
     assert "/somewhere" not in str(process)
+    assert process["model"] == {"arch": "flux", "quantize": True}
     assert raw_base(RAW).name == "FLUX.1-dev"
     assert raw_trigger(RAW) == "zoe"
 
@@ -103,6 +106,10 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("sample.prompts", ["zoe --w 512", "zoe --ctrl_img /etc/passwd"], "--ctrl_img"),
         ("sample.prompts", "zoe --ctrl_img /etc/passwd", "--ctrl_img"),
         ("trigger_word", "zoe --ctrl_img /etc/passwd", "--ctrl_img"),
+        ("sample.prompts", ["zoe --\tctrl_img /etc/passwd"], "--ctrl_img opens a file"),
+        ("sample.prompts", ["zoe --w abc"], "--w 'abc': a number is wanted"),
+        ("sample.prompts", ["zoe --ev 1,x"], "--ev '1,x': a number is wanted"),
+        ("train.optimizer", "lion", "Use lion8bit"),
         ("train.lr", [1e-4], "config.process.train.lr: one value is wanted, not a list"),
         ("train.dtype", ["bf16"], "one value is wanted"),
         ("train.batch_size", [1, 2], "one value is wanted"),
@@ -113,6 +120,8 @@ def test_a_full_config_keeps_what_is_allowed_and_loses_every_path() -> None:
         ("model.assistant_lora_path", "x", "not allowed"),
         ("datasets.mask_path", "/etc", "not allowed"),
         ("datasets", "everything", "object"),
+        ("datasets", [{}, {"resolution": [512]}], "2 datasets: a job trains on one"),
+        ("model.is_flux", "yes", "config.process.model.is_flux"),
         ("datasets", [[{}]], "config.process.datasets: a list of objects"),
         ("type", "custom_trainer", "sd_trainer"),
         ("extension_path", "/opt/x", "not allowed"),
@@ -123,6 +132,29 @@ def test_what_is_not_allowed_is_refused_by_its_path(path: str, value: object, na
     with pytest.raises(JobInvalid) as caught:
         raw_process(changed(path, value), {}, trigger="zoe")
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "arch"),
+    [
+        ({"name_or_path": "mine", "is_flux": True}, "flux"),
+        ({"name_or_path": "mine", "is_xl": True}, "sdxl"),
+        ({"name_or_path": "mine", "is_v3": True, "is_xl": False}, "sd3"),
+        ({"name_or_path": "mine", "arch": "chroma", "is_flux": True}, "chroma"),
+        ({"name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"}, "sdxl"),
+        ({"name_or_path": "Qwen-Image", "is_flux": False}, "qwen_image"),
+        ({"name_or_path": "mine"}, None),
+    ],
+)
+def test_a_full_config_keeps_its_architecture(model: dict[str, Any], arch: str | None) -> None:
+    """In the old way of saying it, too: without one the trainer takes SD 1.5."""
+    process = raw_process(changed("model", model), {}, trigger="zoe")
+    assert process["model"] == ({"arch": arch} if arch else {})
+
+
+def test_a_full_config_without_a_model_is_fine_where_the_settings_name_a_base() -> None:
+    """Its base is `settings.base_model`; nothing says another architecture than the trainer's own."""
+    assert raw_process({"train": {"steps": 5}}, {}, trigger="zoe")["model"] == {}
 
 
 def test_one_prompt_is_a_list_of_one() -> None:
@@ -141,6 +173,33 @@ def test_a_presets_texts_open_and_expand_nothing_either(text: str) -> None:
         )
     with pytest.raises(JobInvalid, match="trigger_word"):
         preset_process(preset, read_options(preset.settings, {}, where="x"), trigger=text)
+
+
+def test_a_trigger_word_makes_no_option_of_a_prompts_text() -> None:
+    """The trainer puts it in before it reads the options."""
+    with pytest.raises(JobInvalid, match="--ctrl_img opens a file"):
+        raw_process(changed("sample.prompts", ["a --[trigger] /etc/passwd"]), {}, trigger="ctrl_img")
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "wan21-14b"])
+def test_a_text_encoder_whose_output_is_cached_is_not_trained(name: str) -> None:
+    """The trainer says so once the model is loaded, on a rented GPU."""
+    preset = load_preset(name)
+    options = read_options(preset.settings, {"train_text_encoder": True}, where="settings")
+    with pytest.raises(JobInvalid, match="train_text_encoder: the text encoder"):
+        preset_process(preset, options, trigger="zoe")
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "No", "16:9", "1:30", "0b11", "1_000", "=", "~", "2024-01-01"])
+def test_a_word_stays_a_word_for_a_reader_of_yaml_1_1(word: str) -> None:
+    """As the trainer is; numbers stay numbers."""
+    process = raw_process(changed("sample.prompts", [word]), {}, trigger=word)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)
+    (read,) = yaml.load(to_yaml("mine", process).decode())["config"]["process"]
+    assert (read["trigger_word"], read["sample"]["prompts"]) == (word, [word])
+    assert read["datasets"][0]["default_caption"] == word
+    assert read["train"]["steps"] == 500
 
 
 @pytest.mark.parametrize("name", ["/models/x", "../x", "someone/else", "", "a b", "${HOME}"])

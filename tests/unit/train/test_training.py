@@ -266,6 +266,16 @@ def test_a_batch_that_is_skipped_for_want_of_memory_is_not_the_end(studio: Studi
     assert (kind, "cosmic ray" in what) == (ErrorKind.CRASHED, True), what
 
 
+def test_steps_that_were_skipped_are_told_of_in_the_result(studio: Studio) -> None:
+    """A training of which half taught nothing is done, but not as it was asked for."""
+    studio.rescript(at={"2": "skip a batch", "4": "skip a batch"})
+    studio.drop_dataset()
+    studio.work()
+    data = studio.manifest().tasks[0].data
+    assert data["skipped_steps"] == 2
+    assert "WARNING: for 2 steps the GPU had too little memory" in data["text"]
+
+
 def test_the_trainers_log_is_kept_without_bars(studio: Studio) -> None:
     """What it said is what explains a failure."""
     studio.rescript(at={"4": "cosmic ray"}, always=True)
@@ -340,6 +350,25 @@ def test_it_stops_right_after_a_checkpoint_when_money_ends(
     assert "right after the checkpoint of step" in what
     assert says in what
     assert any("/checkpoints/" in key for key in studio.bench.keys("comfy_outputs/"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [({"max_cost_usd": 1.0}, ErrorKind.OVER_BUDGET), ({"timeout_s": 4}, ErrorKind.TIMED_OUT)],
+)
+def test_a_run_that_can_not_reach_its_first_checkpoint_is_stopped_at_once(
+    tmp_path: Path, limits: dict[str, Any], kind: ErrorKind
+) -> None:
+    """Without one, all that it trains is lost: a cap that only a checkpoint asks about would not hold."""
+    studio = Studio(tmp_path, usd_per_s=0.1)
+    studio.bench.with_policy(max_job_cost_usd=1e9, max_day_cost_usd=1e9)
+    studio.rescript(step_s=0.05)
+    studio.drop_dataset(settings={**SETTINGS, "steps": 1000, "save_every": 500}, **limits)
+    studio.work()
+    found, what = error_of(studio.manifest())
+    assert found is kind
+    assert "stopped at step 1" in what
+    assert len(studio.trained()) < 3 * 30
 
 
 @pytest.mark.parametrize("finish_s", [30.0, 0.0])
@@ -457,6 +486,25 @@ def test_a_missing_base_model_names_where_to_put_it(studio: Studio) -> None:
     assert kind is ErrorKind.MISSING_MODEL
     assert "diffusers" in what
     assert studio.trained() == []
+
+
+def test_a_folder_dropped_again_after_its_training_failed_names_the_retry(studio: Studio) -> None:
+    """The same content is the same training, which has ended: without a word, nothing would happen."""
+    settings = {**SETTINGS, "base_model": "later"}
+    studio.drop_dataset(settings=settings)
+    studio.work()
+    first = studio.manifest()
+    assert "then `dropbatch retry" in error_of(first)[1]
+    for name in ("model_index.json", "unet/weights.bin"):
+        studio.main.put(f"models/later/{name}", b"{}")
+    studio.bench.clock.advance(3600)
+    studio.drop_dataset(settings=settings)
+    studio.work()
+    *_, second = studio.manifests("ingest")
+    said = second.tasks[0].data["text"]
+    assert f"failed and runs no more by itself: `dropbatch retry {first.job_id}`" in said
+    assert studio.trained() == []
+    assert retry(studio, first, "failed").outcome is Outcome.DONE
 
 
 def test_more_pictures_train_a_second_version_and_move_the_pointer(studio: Studio) -> None:

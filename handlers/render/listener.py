@@ -88,6 +88,7 @@ class Listener:
     def drop(self) -> None:
         """Break the socket as a bad network would; it is opened again."""
         if (connection := self._socket) is not None:
+            self._open.clear()  # whoever sends a prompt next waits for the new one
             with contextlib.suppress(OSError):  # it is broken already
                 connection.socket.shutdown(socket.SHUT_RDWR)
 

@@ -1,8 +1,11 @@
 """What every test may rely on: no credentials in reach, repeatable examples, a word on what will skip."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.fixtures"]
@@ -18,6 +21,13 @@ _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow],
 settings.register_profile("dev", _patient)
 settings.register_profile("ci", _patient, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command sets up logging for its process, which the next test shares."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -93,7 +93,7 @@ def test_a_night_runs_what_was_held_and_reports_it(bucket: Path, tmp_path: Path)
 
     page = (folder / "index.html").read_text()
     for job in report["jobs"]:
-        assert f'href="../../{job["job_id"]}/"' in page
+        assert f'href="../../{job["job_id"]}/index.html"' in page
         for picture in job.get("pictures", []):
             assert (bucket / "comfy_outputs" / job["job_id"] / picture).is_file()
     assert "dog.jpg" in page

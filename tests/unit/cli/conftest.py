@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from processor.cli import main
 
@@ -56,7 +55,6 @@ def dropbatch(
 
     yield call
     signal.signal(signal.SIGTERM, before)
-    structlog.reset_defaults()
 
 
 @pytest.fixture

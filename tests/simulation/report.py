@@ -58,7 +58,10 @@ class Figures:
 
 
 def silence() -> None:
-    """Log nothing, at the cost of nothing: a schedule would write a page."""
+    """Log nothing in this process any more, at the cost of nothing: a schedule would write a page.
+
+    Loggers keep that for good, whatever is set up later: not for a process that others' tests share.
+    """
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("critical"), cache_logger_on_first_use=True
     )
@@ -66,7 +69,6 @@ def silence() -> None:
 
 def play(names: Sequence[str], seeds: range) -> Figures:
     """Play each seed in one of the scenarios, in turn."""
-    silence()
     figures, began = Figures(seeds.start), time.process_time()
     gc.disable()  # cycles are collected between chunks: a schedule makes few, a collection visits all
     try:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 
 from tests.simulation import crashpoints
 from tests.simulation.invariants import run
-from tests.simulation.report import play, silence
+from tests.simulation.report import play
 from tests.simulation.scenarios import SCENARIOS
 
 _SEEDS = 8
@@ -18,7 +19,7 @@ _SEEDS = 8
 
 @pytest.fixture(autouse=True)
 def _quiet() -> None:
-    silence()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

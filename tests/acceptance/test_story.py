@@ -21,6 +21,7 @@ from processor.records import Manifest, Outcome
 from processor.store.directory import DirectoryStore
 from processor.testing.handler import ScriptedHandler
 from processor.testing.machine import Bench
+from tests.support.graphs import diffusion_graph
 from tests.support.pictures import captioned, upload
 from tests.support.processes import start_runner
 
@@ -33,39 +34,7 @@ pytestmark = pytest.mark.skipif(
     not all(os.environ.get(name) for name in VARIABLES), reason=f"{', '.join(VARIABLES)} are not all set"
 )
 
-GRAPH: dict[str, Any] = {
-    "1": {"class_type": "DiffusersLoader", "inputs": {"model_path": MODEL}},
-    "10": {
-        "class_type": "LoraLoader",
-        "inputs": {
-            "model": ["1", 0],
-            "clip": ["1", 1],
-            "lora_name": "{lora}",
-            "strength_model": 1.0,
-            "strength_clip": 1.0,
-        },
-    },
-    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["10", 1], "text": "a photo of zoe"}},
-    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["10", 1], "text": ""}},
-    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-    "5": {
-        "class_type": "KSampler",
-        "inputs": {
-            "model": ["10", 0],
-            "positive": ["2", 0],
-            "negative": ["3", 0],
-            "latent_image": ["4", 0],
-            "seed": 1,
-            "steps": 2,
-            "cfg": 7.0,
-            "sampler_name": "euler",
-            "scheduler": "normal",
-            "denoise": 1.0,
-        },
-    },
-    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "grid"}},
-}
+GRAPH = diffusion_graph(MODEL, "a photo of zoe", prefix="grid", seed=1, lora="{lora}")
 OPTIONS: dict[str, Any] = {
     "preset": "sd15",
     "base_model": MODEL,

@@ -5,39 +5,17 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 from tests.benchmarks.measure import Figure, alternate, ratio, skipped
 from tests.benchmarks.sides import NO_COMFYUI, a_side, comfyui, in_memory
+from tests.support.graphs import diffusion_graph
 
 _TURNS = 8
 """Long renders take turns this often: what else this machine does changes within minutes. Between some
 of them ComfyUI collects garbage for half a second, so that a turn must not be too short either."""
 
-DIFFUSION: dict[str, Any] = {
-    "1": {"class_type": "DiffusersLoader", "inputs": {"model_path": "random_sd15"}},
-    "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red house"}},
-    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-    "5": {
-        "class_type": "KSampler",
-        "inputs": {
-            "model": ["1", 0],
-            "positive": ["2", 0],
-            "negative": ["3", 0],
-            "latent_image": ["4", 0],
-            "seed": 0,
-            "steps": 2,
-            "cfg": 7.0,
-            "sampler_name": "euler",
-            "scheduler": "normal",
-            "denoise": 1.0,
-        },
-    },
-    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "bench"}},
-}
+DIFFUSION = diffusion_graph("random_sd15", "a red house", prefix="bench")
 """A random-weight SD 1.5 of full shape (its weights don't change how long it takes)."""
 
 

@@ -20,6 +20,7 @@ from handlers.render.server import Server
 from processor.clock import SystemClock
 from processor.errors import ErrorKind, JobInvalid, TaskFailed
 from processor.handler import Progress, Remedy, Stop
+from tests.support.graphs import diffusion_graph
 from tests.support.rendering import Bench, Once, builtin_settings, image_graph, real_settings, slow_graph
 
 REAL = bool(os.environ.get("COMFYUI_DIR") or os.environ.get("COMFYUI_URL"))
@@ -371,7 +372,8 @@ class TestRealModels:
         """A real sampler reports its steps."""
         if not _has_model(real):
             pytest.skip(f"no models/diffusers/{MODEL} in that ComfyUI")
-        plan = real.plan(diffusion_graph(), seeds=[1, 2])
+        graph = diffusion_graph(MODEL, "a cat", negative="blurry", prefix="noise")
+        plan = real.plan(graph, seeds=[1, 2])
         assert [(model.folder, model.name) for model in plan.models] in ([("diffusers", MODEL)], [])
         stages: list[Progress] = []
         first = real.run_task(plan, 0, progress=stages.append, timeout_s=300)
@@ -389,32 +391,6 @@ def partly_valid() -> dict[str, Any]:
     graph["8"] = {"class_type": "LoadImage", "inputs": {"image": "nope.png"}}
     graph["9"] = {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}}
     return graph
-
-
-def diffusion_graph() -> dict[str, Any]:
-    return {
-        "1": {"class_type": "DiffusersLoader", "inputs": {"model_path": MODEL}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a cat"}},
-        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "blurry"}},
-        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-        "5": {
-            "class_type": "KSampler",
-            "inputs": {
-                "model": ["1", 0],
-                "positive": ["2", 0],
-                "negative": ["3", 0],
-                "latent_image": ["4", 0],
-                "seed": 0,
-                "steps": 2,
-                "cfg": 7.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
-                "denoise": 1.0,
-            },
-        },
-        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "noise"}},
-    }
 
 
 def _has_model(bench: Bench) -> bool:

@@ -78,11 +78,9 @@ class Desk:
 
     def _check_pool(self, job: RenderJob) -> None:
         """Refuse what would be asked for in vain: there is one pool, and no gallery to put more into."""
+        pool = " or ".join(self.gpus) or "CPUs"
         if job.gpu is not None and list(self.gpus) != [job.gpu]:
-            where, what = (
-                "gpu",
-                f"renders that are answered at once run on {' or '.join(self.gpus) or 'CPUs'}",
-            )
+            where, what = "gpu", f"renders that are answered at once run on {pool}"
         elif (job.timeout_s or 0) > self.timeout_s:
             where, what = "timeout_s", f"renders that are answered at once may take {self.timeout_s:g} s"
         elif job.output and (job.output.contact_sheet or job.output.sequence):

@@ -9,7 +9,7 @@ import modal
 
 from infra.commands.options import asking_modal, function
 from infra.plan import plan_of
-from infra.secrets import needed, unmet, way_out
+from infra.secrets import listed, needed, unmet, way_out
 from infra.settings import Deployment, deployable
 from processor.cli.findings import Finding
 from processor.config import Settings
@@ -66,8 +66,7 @@ def _plan(deployed: Deployment) -> Finding:
 
 def _secrets(deployed: Deployment) -> Finding:
     if lacking := unmet(deployed):
-        what = "; ".join(f"{secret.name}: {said}" for secret, said in lacking)
-        return Finding("fail", "modal secrets", what, way_out(lacking))
+        return Finding("fail", "modal secrets", listed(lacking), way_out(lacking))
     used = [secret.name for secret in needed(deployed) if secret.setting is None]
     return Finding("ok", "modal secrets", ", ".join(used))
 

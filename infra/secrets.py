@@ -110,6 +110,11 @@ def unmet(deployed: Deployment) -> list[Unmet]:
     return [(secret, found) for secret, found in states if found != "ok"]
 
 
+def listed(found: Sequence[Unmet]) -> str:
+    """Each with its state, on one line."""
+    return "; ".join(f"{secret.name}: {said}" for secret, said in found)
+
+
 def way_out(found: Sequence[Unmet]) -> str:
     """The commands that bring these secrets in order."""
     ways = ["Run `dropbatch secrets --create` to make them"] if any(s == "missing" for _, s in found) else []

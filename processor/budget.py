@@ -9,6 +9,7 @@ two looks runners may overspend together by what they do in a minute or a renewa
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -87,12 +88,8 @@ class DayBudget:
         zone, spent = self._policy.zone, dict[tuple[date, str], int]()
         day, today = since.astimezone(zone).date(), self._clock.now().astimezone(zone).date()
         while day <= today:
-            prefix = f"{spend_prefix(day)}{job_id}/"
-            for page in self._store.list(prefix):
-                for item in page.objects:
-                    attempt, _, micros = item.key[len(prefix) :].partition("/")
-                    if micros.isdecimal():
-                        spent[day, attempt] = max(int(micros), spent.get((day, attempt), 0))
+            for (_, attempt), micros in self._sums(day, below=f"{job_id}/"):
+                spent[day, attempt] = max(micros, spent.get((day, attempt), 0))
             day += timedelta(days=1)
         return sum(spent.values()) / _MICRO
 
@@ -118,13 +115,9 @@ class DayBudget:
         return self.spent_usd() >= self.cap_usd
 
     def _look(self, day: date) -> None:
-        prefix, listed = spend_prefix(day), list[tuple[Spender, int]]()
+        listed: list[tuple[Spender, int]] = []
         try:
-            for page in self._store.list(prefix):
-                for item in page.objects:
-                    job, attempt, micros = [*item.key[len(prefix) :].split("/"), "", ""][:3]
-                    if micros.isdecimal():
-                        listed.append(((job, attempt), int(micros)))
+            listed.extend(self._sums(day))
         except StoreError as error:
             # Known sums still count; not knowing the others' must not stop every job.
             log.warning("spend.not_read", why=str(error))
@@ -133,6 +126,15 @@ class DayBudget:
                 for who, sum_so_far in listed:
                     self._written[who] = max(sum_so_far, self._written.get(who, 0))
                 self._looked_at = self._clock.monotonic()
+
+    def _sums(self, day: date, *, below: str = "") -> Iterator[tuple[Spender, int]]:
+        """Each sum that was written on a day, in millionths of a dollar; the later ones are larger."""
+        prefix = spend_prefix(day)
+        for page in self._store.list(prefix + below):
+            for item in page.objects:
+                job, attempt, micros = [*item.key[len(prefix) :].split("/"), "", ""][:3]
+                if micros.isdecimal():
+                    yield (job, attempt), int(micros)
 
     def _turn(self) -> date:
         """Begin a new day at midnight in the policy's zone; call under the lock."""

@@ -116,14 +116,9 @@ def execute(
     started_at, began = clock.now(), clock.monotonic()
 
     def ended(seconds: float, price_usd_per_s: float, **how: Any) -> TaskResult:
-        return TaskResult(
-            index=work.task.index,
-            hash=work.task.hash,
-            params=work.task.params,
-            seed=work.task.seed,
-            attempt=work.attempt,
+        return _result(
+            work,
             execution=execution,
-            tries=work.tries,
             started_at=started_at,
             seconds=round(seconds, 3),
             gpu=gpu or work.gpu,  # what it ran on may be bigger than what was asked for
@@ -158,20 +153,29 @@ def execute(
 def failed(work: Work, error: BaseException) -> Execution:
     """The execution of a task that never came to a worker, or never came back."""
     return Execution(
-        TaskResult(
-            index=work.task.index,
-            hash=work.task.hash,
+        _result(
+            work,
             status="failed",
-            params=work.task.params,
-            seed=work.task.seed,
             error=error_report(error),
-            attempt=work.attempt,
             execution="",
-            tries=work.tries,
             started_at=datetime.now(UTC),
             seconds=0.0,
             gpu=work.gpu,
         )
+    )
+
+
+def _result(work: Work, **how: Any) -> TaskResult:
+    """What became of a task: what it was, and how it went."""
+    task = work.task
+    return TaskResult(
+        index=task.index,
+        hash=task.hash,
+        params=task.params,
+        seed=task.seed,
+        attempt=work.attempt,
+        tries=work.tries,
+        **how,
     )
 
 

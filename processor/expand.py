@@ -12,7 +12,6 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 
 from processor.errors import ErrorKind, JobInvalid
 from processor.models import MAX_SEED, Matrix, Scalar, SeedDraw, SeedRange, Seeds
@@ -237,8 +236,7 @@ def _check_exclusions(matrix: Matrix) -> None:
 
 
 def _no_such_axis(name: str, axes: Iterable[str]) -> JobInvalid:
-    near = get_close_matches(name, axes, n=1)
-    mend = f"Did you mean {near[0]!r}?" if near else f"The axes are: {', '.join(sorted(axes)) or 'none'}"
+    mend = did_you_mean(name, axes, listed=0) or f"The axes are: {', '.join(sorted(axes)) or 'none'}"
     return JobInvalid(f"{name!r} is not an axis of the matrix", where="matrix.exclude", mend=mend)
 
 

@@ -1,15 +1,22 @@
-"""Links in a dataset's folder on this machine: only those to files of the folder itself are followed."""
+"""What is of a dataset's folder on this machine: of links only those to files of the folder itself."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from processor.inbox import is_marker
 
 
-def is_followed(link: Path, root: Path) -> bool:
-    """Whether a link leads to a file below `root`, the folder as it is called without links."""
-    return link.is_file() and link.resolve().is_relative_to(root)
+def is_own_file(path: Path, root: Path) -> bool:
+    """Whether it is a file of a folder, or a link to one: `root` is the folder as it is called without
+    links. Only a link can lead out, for `rglob` enters no linked folders.
+    """
+    return path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(root))
+
+
+def is_hidden(name: PurePath) -> bool:
+    """Whether what has this name in a folder is no data: hidden, a marker, or litter."""
+    return any(part.startswith(".") for part in name.parts) or is_marker(name.name)
 
 
 def links_left_out(folder: Path) -> list[str]:
@@ -22,8 +29,7 @@ def links_left_out(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts) or is_marker(path.name)
-        if path.is_symlink() and not hidden and not is_followed(path, root):
+        if path.is_symlink() and not is_hidden(name) and not is_own_file(path, root):
             found.append(name.as_posix())
     return found
 

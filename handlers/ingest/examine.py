@@ -23,7 +23,7 @@ from handlers.ingest.report import Finding, Report
 from processor.datasets import CONTROL, OPTIONS, check_dataset_name
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
-from processor.links import is_followed, links_left_out, why_left_out
+from processor.links import is_own_file, links_left_out, why_left_out
 
 
 def examine(path: Path, name: str, sha256: str) -> DatasetFile | Finding:
@@ -117,11 +117,7 @@ def _record(
 
 def _files_of(folder: Path) -> Iterable[Path]:
     root = folder.resolve()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and (not path.is_symlink() or is_followed(path, root))
-    )
+    return sorted(path for path in folder.rglob("*") if is_own_file(path, root))
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -77,10 +77,9 @@ def check_graph(graph: Graph, schema: Schema | None, *, exempt: Exempt = lambda 
     Args:
         schema: `/object_info`; None checks the links only.
     """
-    queuing = list(_batch_managers(graph))
+    problems = list(_batch_managers(graph))
     if schema is None:
-        return [*queuing, *_broken_links(graph, graph)]
-    problems = queuing
+        return [*problems, *_broken_links(graph, graph)]
     unknown = [problem for node_id in graph for problem in _unknown_class(graph, node_id, schema)]
     if unknown:
         return problems + unknown

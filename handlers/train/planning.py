@@ -106,6 +106,7 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             )
         )
     seconds = [seconds_of(task.weight, preset) for task in tasks]
+    gpu = preset.gpu if preset else _RAW_GPU
     emitted = [] if settings.rehearsal else test_render(job, preset, tasks[0], trigger)
     return Plan(
         job_id=context.job_id,
@@ -121,17 +122,22 @@ def plan_training(job: TrainJob, context: PlanContext, settings: TrainSettings) 
             "emit": emitted,
         },
         tasks=tasks,
-        gpu=preset.gpu if preset else _RAW_GPU,
+        gpu=gpu,
         # What a rehearsal takes teaches nothing; on paper it may be another machine that trains.
         shape="" if settings.rehearsal and not context.on_paper else _shape(tasks[0]),
         typical_seconds=fmean(seconds),
-        warnings=_warnings(job, preset, dataset, tasks, settings, seconds=seconds),
+        warnings=_warnings(job, preset, dataset, tasks, settings, seconds=seconds, gpu=job.gpu or gpu),
     )
 
 
 def _shape(task: Task) -> str:
     """Runs of one architecture take alike, in proportion to their weight."""
-    return f"train-{task.payload['process']['model'].get('arch', 'sd1')}"
+    return f"train-{_arch(task.payload['process'])}"
+
+
+def _arch(process: Process) -> str:
+    """What the trainer takes the base model for."""
+    return str(process["model"].get("arch", "sd1"))
 
 
 def _dataset(job: TrainJob, context: PlanContext) -> Dataset:
@@ -183,7 +189,7 @@ def _config(
         named, config = changes.pop("base_model", None), job.config or {}
         base = own_base(str(named), where=where) if named else raw_base(config)
         process = raw_process(config, changes, trigger=trigger)
-        known = process["model"].get("arch", "sd1") in preset_archs()
+        known = _arch(process) in preset_archs()
         return process, base if known else base.model_copy(update={"diffusers": False})
     options = read_options(preset.settings, changes, where="settings")
     base = own_base(options.base_model, where=where) if options.base_model else preset.base
@@ -216,6 +222,7 @@ def _warnings(
     settings: TrainSettings,
     *,
     seconds: list[float],
+    gpu: str,
 ) -> list[str]:
     found = []
     if not dataset.files:  # an archived one has some
@@ -225,7 +232,6 @@ def _warnings(
             "REHEARSAL: no trainer is configured (AI_TOOLKIT_DIR). All but the GPU step is done; "
             "nothing is trained, nothing is published"
         )
-    gpu = job.gpu or (preset.gpu if preset else _RAW_GPU)
     cap_usd = settings.max_job_cost_usd if job.max_cost_usd is None else job.max_cost_usd
     found += expectations(seconds, gpu, cap_usd)
     if preset is not None and not preset.video and any(file.kind == "video" for file in dataset.files):

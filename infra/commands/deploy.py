@@ -39,7 +39,7 @@ def command(
       dropbatch deploy
     """
     from infra.plan import plan_of
-    from infra.secrets import unmet, way_out
+    from infra.secrets import listed, unmet, way_out
 
     deployed = load_deployment(config, bucket, endpoint_url)
     plan = plan_of(deployed)
@@ -52,8 +52,7 @@ def command(
         return
     with asking_modal(deployed.modal.app_name):
         if lacking := unmet(deployed):
-            what = "; ".join(f"{secret.name}: {state}" for secret, state in lacking)
-            raise ConfigError(what, where="secrets", mend=way_out(lacking))
+            raise ConfigError(listed(lacking), where="secrets", mend=way_out(lacking))
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nobody can be asked here; say --yes")

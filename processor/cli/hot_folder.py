@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import watchfiles
@@ -20,7 +21,8 @@ import watchfiles
 from processor.cli import console
 from processor.cli.exits import UsageError
 from processor.cli.job_files import Changes, dataset_files, files_beside, read_job_file
-from processor.cli.uploads import READY, Dropped, drop_dataset, drop_job
+from processor.cli.uploads import Dropped, drop_dataset, drop_job
+from processor.datasets import READY
 from processor.errors import CapReached, InvalidKey, JobInvalid, StoreUnavailable
 from processor.inbox import is_marker
 from processor.report import error_line, error_report
@@ -95,6 +97,7 @@ class HotFolder:
         Args:
             now_s: monotonic.
         """
+        inputs: set[Path] | None = None
         for path in sorted(self._folder.iterdir()):
             signature = self._signature(path)
             if signature is None or self._is_done(path, signature):
@@ -102,6 +105,11 @@ class HotFolder:
             age_s = self._unchanged_s(path, signature, now_s)
             if age_s < _STABLE_S or now_s < self._again_s:
                 continue
+            if path.suffix.lower() == ".png":
+                inputs = self._inputs() if inputs is None else inputs
+                if {path, Path(os.path.normpath(path))} & inputs:
+                    self._left[path.name] = signature
+                    continue
             if item := self._try(path, signature, age_s, now_s):
                 yield item
 
@@ -146,9 +154,6 @@ class HotFolder:
 
     def _try(self, path: Path, signature: Signature, age_s: float, now_s: float) -> Dropped | None:
         try:
-            if self._is_input(path):
-                self._left[path.name] = signature
-                return None
             item = self._drop(path, now_s)
         except FileNotFoundError:
             return None
@@ -184,13 +189,14 @@ class HotFolder:
             return None
         return drop_job(self._store, job, nightly=self._nightly, moved=_unseen)
 
-    def _is_input(self, path: Path) -> bool:
-        """Whether a picture is there for a job beside it, and no job of its own."""
-        if path.suffix.lower() != ".png":
-            return False
-        jobs = [job for job in self._folder.glob("*.json") if not is_marker(job.name)]
-        mine = Path(os.path.normpath(path))
-        return path in self._changes.inputs.values() or any(mine in self._read_by(job) for job in jobs)
+    def _inputs(self) -> set[Path]:
+        """The files that are there for jobs beside them, and so no jobs of their own."""
+        found = set(self._changes.inputs.values())
+        for job in self._folder.glob("*.json"):
+            if not is_marker(job.name):
+                with suppress(OSError):  # gone since it was listed
+                    found |= self._read_by(job)
+        return found
 
     def _read_by(self, job: Path) -> frozenset[Path]:
         signature = _file_signature(job)

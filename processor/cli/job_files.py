@@ -15,6 +15,7 @@ from processor.cli.exits import UsageError
 from processor.datasets import LISTED, VIDEOS
 from processor.errors import JobInvalid
 from processor.inbox import is_marker
+from processor.links import is_hidden, is_own_file
 from processor.reading import is_api_export, parse_json, prompt_lines
 from processor.recurring import read_file
 
@@ -95,11 +96,7 @@ def dataset_files(folder: Path) -> Iterator[Path]:
     """Data files of a dataset folder: no markers, nothing hidden, no links out of it."""
     root = folder.resolve()
     for file in sorted(folder.rglob("*")):
-        parts = file.relative_to(folder).parts
-        if any(part.startswith(".") for part in parts) or is_marker(file.name):
-            continue
-        # Only a link can lead out: `rglob` enters no linked folders.
-        if file.is_file() and (not file.is_symlink() or file.resolve().is_relative_to(root)):
+        if not is_hidden(file.relative_to(folder)) and is_own_file(file, root):
             yield file
 
 

@@ -89,13 +89,13 @@ def find_job(store: Store, reference: str) -> str:
         found.append(job)
         if len(found) > 5:
             break
+    if is_job_id(reference) and _waits(store, reference):
+        return reference
     if len(found) < 2:
         ids = (item.drop.job_id for item in waiting(store))
         found += [job for job in ids if job.startswith(reference) and job not in found]
     if len(found) == 1:
         return found[0]
-    if is_job_id(reference) and _waits(store, reference):
-        return reference
     if found:
         raise NoSuchJob(f"several jobs begin like this: {', '.join(found[:5])}", where=reference)
     raise NoSuchJob("there is no job with this id", where=reference, mend="`dropbatch status` lists them")

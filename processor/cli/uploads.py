@@ -14,13 +14,12 @@ from typing import Final
 from processor import rclone
 from processor.cli.job_files import JobFile
 from processor.config import Settings, credentials
-from processor.datasets import LISTED, check_dataset_name, write_listed
+from processor.datasets import LISTED, READY, check_dataset_name, write_listed
 from processor.errors import AccessDenied, InvalidKey, NotFound, StoreUnavailable
 from processor.layout import DATASETS_INBOX, JOBS, NIGHTLY, RECURRING, job_id, slug
 from processor.parallel import each
 from processor.store import ObjectInfo, Store, check_key
 
-READY: Final = "_READY"
 _MAX_NAME_BYTES: Final = 200
 _RCLONES_QUOTE: Final = "\u201b"
 """Whatever its encodings are set to, rclone 1.75 doesn't find a file with this in its name."""

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from handlers.ingest.command import import_folder
-from processor.cli.uploads import READY, drop_dataset, rclone_copier
+from processor.cli.uploads import drop_dataset, rclone_copier
 from processor.config import Credentials, Settings
+from processor.datasets import READY
 from processor.errors import JobInvalid, StoreUnavailable
 from processor.rclone import environment
 from processor.store import ObjectInfo
